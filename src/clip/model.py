@@ -1,0 +1,787 @@
+"""The CLIP model: two towers into one space (Radford et al. 2021, "Learning Transferable Visual Models From Natural
+Language Supervision"). Names, constructors and state-dict keys are those of OpenAI's code. No I/O.
+
+Read from the bottom up: ``CLIP`` joins an image tower (``VisionTransformer`` or ``ModifiedResNet``) and a causal text
+``Transformer``; ``CLIPConfig`` holds the sizes, which are recovered from the shapes of any checkpoint.
+
+Letters in shapes: B batch, L tokens, D tower width, E ``embed_dim``, H W pixels or grid cells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip.errors import ConfigError, ModelNotFoundError, ShapeError, StateDictError, choices
+
+__all__ = [
+    "ARCHITECTURES",
+    "CLIP",
+    "Activation",
+    "AttentionPool2d",
+    "Bottleneck",
+    "CLIPConfig",
+    "LayerNorm",
+    "ModifiedResNet",
+    "MultiheadAttention",
+    "QuickGELU",
+    "ResidualAttentionBlock",
+    "Transformer",
+    "VisionTransformer",
+    "architecture",
+    "build_model",
+    "convert_weights",
+    "load_weights",
+]
+
+Activation = Literal["quick_gelu", "gelu"]
+
+MAX_LOGIT_SCALE = math.log(100)
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+
+
+# Configuration --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CLIPConfig:
+    """Sizes of both towers. The names are those of OpenAI's constructor."""
+
+    embed_dim: int
+    """Width of the joint space."""
+    image_resolution: int
+    """Side of the square input image, in pixels."""
+    vision_layers: int | tuple[int, int, int, int]
+    """Number of Transformer blocks, or of bottleneck blocks in each of a ResNet's four stages."""
+    vision_width: int
+    """Width of the ViT, or of the ResNet's first stage before expansion."""
+    vision_patch_size: int | None
+    """Side of a ViT's patch in pixels; None for a ResNet."""
+    vision_heads: int = 0
+    """Attention heads of the ViT or of the ResNet's attention pool; 0 means heads of width 64."""
+    vision_mlp_width: int = 0
+    """Hidden width of the ViT's MLPs; 0 means four times the width."""
+    context_length: int = 77
+    """Longest text, in tokens, with its start and end tokens."""
+    vocab_size: int = 49408
+    """Rows of the token table."""
+    transformer_width: int
+    """Width of the text tower."""
+    transformer_heads: int = 0
+    """Attention heads of the text tower; 0 means heads of width 64."""
+    transformer_layers: int
+    """Blocks of the text tower."""
+    transformer_mlp_width: int = 0
+    """Hidden width of the text tower's MLPs; 0 means four times the width."""
+    activation: Activation = "quick_gelu"
+    """Of the MLPs of both Transformers: all of OpenAI's models use QuickGELU, most of OpenCLIP's GELU."""
+
+    def __post_init__(self) -> None:
+        layers = self.vision_layers if isinstance(self.vision_layers, tuple) else (self.vision_layers,)
+        sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type == "int"}
+        sizes |= {f"vision_layers[{i}]": count for i, count in enumerate(layers)}
+        for name, value in sizes.items():
+            least = 0 if name.endswith(("heads", "mlp_width")) else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"{name} is {value!r}; it must be an integer of at least {least}")
+        if self.activation not in ("quick_gelu", "gelu"):
+            raise ConfigError(f"activation is {self.activation!r}; it must be 'quick_gelu' or 'gelu'")
+        if self.is_resnet:
+            if len(layers) != 4:
+                raise ConfigError(f"vision_layers has {len(layers)} stages; a ResNet has 4")
+            if self.image_resolution % 32:
+                raise ConfigError(f"image_resolution is {self.image_resolution}; a ResNet needs a multiple of 32")
+        elif not isinstance(self.vision_patch_size, int) or not 0 < self.vision_patch_size <= self.image_resolution:
+            raise ConfigError(
+                f"vision_patch_size is {self.vision_patch_size!r}; a ViT needs 1 to image_resolution "
+                f"({self.image_resolution})"
+            )
+        pool_width = self.vision_width * 32 if self.is_resnet else self.vision_width
+        self._derive("vision_heads", max(1, pool_width // 64))
+        self._derive("vision_mlp_width", 4 * self.vision_width)
+        self._derive("transformer_heads", max(1, self.transformer_width // 64))
+        self._derive("transformer_mlp_width", 4 * self.transformer_width)
+        for field, width in (("vision_heads", pool_width), ("transformer_heads", self.transformer_width)):
+            if width % getattr(self, field):
+                raise ConfigError(f"{field} is {getattr(self, field)}; it must divide the width, {width}")
+
+    def _derive(self, field: str, value: int) -> None:
+        if getattr(self, field) == 0:
+            object.__setattr__(self, field, value)
+
+    @property
+    def is_resnet(self) -> bool:
+        """Whether the image tower is a ModifiedResNet (else a VisionTransformer)."""
+        return isinstance(self.vision_layers, tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as stored in a checkpoint."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CLIPConfig:
+        """Reads what ``to_dict`` wrote. Raises ConfigError for an unknown or missing key."""
+        known = {f.name: f.default is dataclasses.MISSING for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(known)):
+            raise ConfigError(f"unknown configuration keys {unknown}; known are {sorted(known)}")
+        if missing := sorted(name for name, required in known.items() if required and name not in values):
+            raise ConfigError(f"configuration keys {missing} are missing")
+        layers = values["vision_layers"]
+        return cls(**{**values, "vision_layers": tuple(layers) if isinstance(layers, list) else layers})
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor], *, activation: Activation = "quick_gelu") -> CLIPConfig:
+        """Recovers the sizes from the shapes of a state dict with OpenAI's keys.
+
+        Shapes do not tell the activation, nor the number of heads: heads are 64 wide except in the published sizes
+        of ``_HEAD_WIDTHS``. Raises StateDictError if a tensor that tells a size is missing or of the wrong rank.
+        """
+
+        def shape(key: str, rank: int) -> tuple[int, ...]:
+            if key not in state_dict:
+                raise StateDictError(f"not a CLIP state dict: '{key}' is missing ({len(state_dict)} tensors found)")
+            if state_dict[key].ndim != rank:
+                raise StateDictError(f"'{key}' has shape {tuple(state_dict[key].shape)}; {rank} dimensions expected")
+            return tuple(state_dict[key].shape)
+
+        def count(pattern: str) -> int:
+            return len({match[1] for key in state_dict if (match := re.match(pattern, key))})
+
+        vision_layers: int | tuple[int, int, int, int]
+        if "visual.proj" in state_dict or "visual.class_embedding" in state_dict:
+            vision_width, _, patch_size, _ = shape("visual.conv1.weight", 4)
+            vision_layers = count(r"visual\.transformer\.resblocks\.(\d+)\.")
+            grid = math.isqrt(max(0, shape("visual.positional_embedding", 2)[0] - 1))
+            sizes = {
+                "vision_patch_size": patch_size,
+                "image_resolution": grid * patch_size,
+                "vision_heads": vision_width // _HEAD_WIDTHS.get((vision_width, vision_layers), 64),
+                "vision_mlp_width": shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+            }
+        else:
+            vision_width = shape("visual.layer1.0.conv1.weight", 4)[0]
+            first, second, third, fourth = (count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+            vision_layers = (first, second, third, fourth)
+            grid = math.isqrt(max(0, shape("visual.attnpool.positional_embedding", 2)[0] - 1))
+            sizes = {"image_resolution": grid * 32}
+        try:
+            return cls(
+                embed_dim=shape("text_projection", 2)[1],
+                vision_layers=vision_layers,
+                vision_width=vision_width,
+                vision_patch_size=sizes.pop("vision_patch_size", None),
+                context_length=shape("positional_embedding", 2)[0],
+                vocab_size=shape("token_embedding.weight", 2)[0],
+                transformer_width=shape("ln_final.weight", 1)[0],
+                transformer_layers=count(r"transformer\.resblocks\.(\d+)\."),
+                transformer_mlp_width=shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+                activation=activation,
+                **sizes,
+            )
+        except ConfigError as error:
+            raise StateDictError(f"the shapes do not make a CLIP: {error}") from error
+
+
+# Head widths other than 64 by (vision_width, vision_layers): OpenCLIP's model_configs of H/14, g/14 and bigG/14.
+_HEAD_WIDTHS = {(1280, 32): 80, (1408, 40): 88, (1664, 48): 104}
+
+
+def _resnet(
+    embed_dim: int, pixels: int, layers: tuple[int, int, int, int], width: int, text_width: int = 512
+) -> CLIPConfig:
+    return CLIPConfig(
+        embed_dim=embed_dim,
+        image_resolution=pixels,
+        vision_layers=layers,
+        vision_width=width,
+        vision_patch_size=None,
+        transformer_width=text_width,
+        transformer_layers=12,
+    )
+
+
+def _vit(embed_dim: int, pixels: int, layers: int, width: int, patch_size: int, text_width: int) -> CLIPConfig:
+    return CLIPConfig(
+        embed_dim=embed_dim,
+        image_resolution=pixels,
+        vision_layers=layers,
+        vision_width=width,
+        vision_patch_size=patch_size,
+        transformer_width=text_width,
+        transformer_layers=12,
+    )
+
+
+def _laion(embed_dim: int, layers: int, width: int, mlp_width: int, text_width: int, text_layers: int) -> CLIPConfig:
+    return CLIPConfig(
+        embed_dim=embed_dim,
+        image_resolution=224,
+        vision_layers=layers,
+        vision_width=width,
+        vision_patch_size=14,
+        vision_heads=width // _HEAD_WIDTHS[width, layers],
+        vision_mlp_width=mlp_width,
+        transformer_width=text_width,
+        transformer_layers=text_layers,
+        activation="gelu",
+    )
+
+
+ARCHITECTURES: dict[str, CLIPConfig] = {
+    "RN50": _resnet(1024, 224, (3, 4, 6, 3), 64),
+    "RN101": _resnet(512, 224, (3, 4, 23, 3), 64),
+    "RN50x4": _resnet(640, 288, (4, 6, 10, 6), 80, 640),
+    "RN50x16": _resnet(768, 384, (6, 8, 18, 8), 96, 768),
+    "RN50x64": _resnet(1024, 448, (3, 15, 36, 10), 128, 1024),
+    "ViT-B/32": _vit(512, 224, 12, 768, 32, 512),
+    "ViT-B/16": _vit(512, 224, 12, 768, 16, 512),
+    "ViT-L/14": _vit(768, 224, 24, 1024, 14, 768),
+    "ViT-L/14@336px": _vit(768, 336, 24, 1024, 14, 768),
+    "ViT-H-14": _laion(1024, 32, 1280, 5120, 1024, 24),
+    "ViT-g-14": _laion(1024, 40, 1408, 6144, 1024, 24),
+    "ViT-bigG-14": _laion(1280, 48, 1664, 8192, 1280, 32),
+}
+"""Sizes by name: OpenAI's nine (QuickGELU), then LAION's three by OpenCLIP's names (GELU)."""
+
+
+def architecture(name: str) -> CLIPConfig:
+    """The sizes of an architecture by OpenAI's or by OpenCLIP's name.
+
+    OpenCLIP writes ``ViT-B-32`` for the sizes of ``ViT-B/32`` with GELU, and ``ViT-B-32-quickgelu`` for OpenAI's own;
+    ``RN50`` alone is OpenAI's here. Raises ModelNotFoundError, naming the known ones, for any other name.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    base, quick, _ = name.partition("-quickgelu")
+    dashed = {key.replace("/", "-").replace("@336px", "-336"): key for key in ARCHITECTURES}
+    if base not in dashed:
+        raise ModelNotFoundError(f"architecture {name!r} is not known; known are {choices(name, ARCHITECTURES)}")
+    return dataclasses.replace(ARCHITECTURES[dashed[base]], activation="quick_gelu" if quick else "gelu")
+
+
+# Parts shared by the towers -------------------------------------------------------------------------------------------
+
+
+def _normal(*shape: int, std: float) -> nn.Parameter:
+    # Drawn in place: on the meta device, where weights are about to be loaded, only this costs nothing.
+    return nn.Parameter(torch.empty(shape).normal_(std=std))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in fp32, whatever the dtype of the input, which the output keeps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.float()
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+class QuickGELU(nn.Module):
+    """x · sigmoid(1.702 x), the approximation of GELU that OpenAI's models were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` whose self-attention is two matrix products around the fused attention kernel.
+
+    The general forward of torch transposes and copies on its way, under CPU autocast even once per token
+    (open_clip measures 0.2 × its fp32 speed there). Anything but plain self-attention goes to the parent.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """query, key, value: (L, B, D). Returns (L, B, D) and, where asked for, the attention weights."""
+        is_plain = query is key and key is value and key_padding_mask is None and not (need_weights or is_causal)
+        if not is_plain or query.ndim != 3 or self.in_proj_weight is None or self.batch_first:
+            return super().forward(
+                query,
+                key,
+                value,
+                key_padding_mask=key_padding_mask,
+                need_weights=need_weights,
+                attn_mask=attn_mask,
+                average_attn_weights=average_attn_weights,
+                is_causal=is_causal,
+            )
+        qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)  # (L, B, 3 D)
+        q, k, v = qkv.view(*qkv.shape[:2], 3, self.num_heads, self.head_dim).permute(
+            2, 1, 3, 0, 4
+        )  # (B, heads, L, D/heads)
+        mask = None if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask.to(q.dtype)
+        if attn_mask is not None and mask is None:
+            mask = ~attn_mask  # True means "hide" in nn.MultiheadAttention and "show" in the kernel
+        x = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout if self.training else 0.0)
+        x = x.permute(2, 0, 1, 3).flatten(2)  # (L, B, D)
+        return F.linear(x, self.out_proj.weight, self.out_proj.bias), None
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Pre-norm Transformer block: attention and MLP, each added to the stream."""
+
+    attn_mask: Tensor | None
+
+    def __init__(
+        self,
+        d_model: int,
+        n_head: int,
+        attn_mask: Tensor | None = None,
+        *,
+        mlp_width: int | None = None,
+        activation: Activation = "quick_gelu",
+    ) -> None:
+        """attn_mask: (T, T), added to the attention scores of texts of up to T tokens."""
+        super().__init__()
+        mlp_width = mlp_width or 4 * d_model
+        self.attn = MultiheadAttention(d_model, n_head)
+        self.ln_1 = LayerNorm(d_model)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(d_model, mlp_width),
+                gelu=_ACTIVATIONS[activation](),
+                c_proj=nn.Linear(mlp_width, d_model),
+            )
+        )
+        self.ln_2 = LayerNorm(d_model)
+        self.register_buffer("attn_mask", attn_mask, persistent=False)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """x: (L, B, D) → (L, B, D)."""
+        mask = self.attn_mask
+        if mask is not None and mask.shape[-1] > len(x):
+            mask = mask[..., : len(x), : len(x)]
+        return cast(Tensor, self.attn(x, x, x, need_weights=False, attn_mask=mask)[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (L, B, D) → (L, B, D)."""
+        x = x + self.attention(self.ln_1(x))
+        return cast(Tensor, x + self.mlp(self.ln_2(x)))
+
+
+class Transformer(nn.Module):
+    """A stack of residual attention blocks over (L, B, D)."""
+
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        attn_mask: Tensor | None = None,
+        *,
+        mlp_width: int | None = None,
+        activation: Activation = "quick_gelu",
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.layers = layers
+        self.resblocks = nn.Sequential(
+            *(
+                ResidualAttentionBlock(width, heads, attn_mask, mlp_width=mlp_width, activation=activation)
+                for _ in range(layers)
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (L, B, D) → (L, B, D)."""
+        return cast(Tensor, self.resblocks(x))
+
+
+# Image towers ---------------------------------------------------------------------------------------------------------
+
+
+class VisionTransformer(nn.Module):
+    """ViT with a class token, a normalisation before the blocks, and a projection of the class token (section 2.4)."""
+
+    def __init__(
+        self,
+        input_resolution: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        output_dim: int,
+        *,
+        mlp_width: int | None = None,
+        activation: Activation = "quick_gelu",
+    ) -> None:
+        super().__init__()
+        self.input_resolution = input_resolution
+        self.output_dim = output_dim
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        positions = (input_resolution // patch_size) ** 2 + 1
+        self.class_embedding = _normal(width, std=width**-0.5)
+        self.positional_embedding = _normal(positions, width, std=width**-0.5)
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads, mlp_width=mlp_width, activation=activation)
+        self.ln_post = LayerNorm(width)
+        self.proj = _normal(width, output_dim, std=width**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, 3, H, W), H = W = ``input_resolution`` → (B, E)."""
+        _check_image(x, self.input_resolution)
+        x = self.conv1(x).flatten(2).transpose(1, 2)  # (B, L - 1, D), one row a patch
+        class_token = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)  # (B, L, D)
+        x = self.transformer(self.ln_pre(x).transpose(0, 1))  # (L, B, D)
+        return cast(Tensor, self.ln_post(x[0]) @ self.proj)
+
+
+class Bottleneck(nn.Module):
+    """Residual bottleneck whose stride is an average pool after the 3×3 convolution and before the shortcut's 1×1."""
+
+    expansion = 4
+
+    def __init__(self, inplanes: int, planes: int, stride: int = 1) -> None:
+        super().__init__()
+        outplanes = planes * self.expansion
+        self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(planes, outplanes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outplanes)
+        self.relu3 = nn.ReLU(inplace=True)
+        self.stride = stride
+        self.downsample: nn.Sequential | None = None
+        if stride > 1 or inplanes != outplanes:
+            self.downsample = nn.Sequential(
+                OrderedDict(
+                    [  # OpenAI compatibility: the odd names are keys of the published state dicts
+                        ("-1", nn.AvgPool2d(stride)),
+                        ("0", nn.Conv2d(inplanes, outplanes, 1, bias=False)),
+                        ("1", nn.BatchNorm2d(outplanes)),
+                    ]
+                )
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, inplanes, H, W) → (B, 4 planes, H / stride, W / stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu1(self.bn1(self.conv1(x)))
+        x = self.relu2(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(self.avgpool(x)))
+        return cast(Tensor, self.relu3(x + shortcut))
+
+
+class AttentionPool2d(nn.Module):
+    """Pools a feature map by one attention step whose query is the mean of all positions (section 2.4)."""
+
+    def __init__(self, spacial_dim: int, embed_dim: int, num_heads: int, output_dim: int | None = None) -> None:
+        super().__init__()
+        self.positional_embedding = _normal(spacial_dim**2 + 1, embed_dim, std=embed_dim**-0.5)
+        self.k_proj = nn.Linear(embed_dim, embed_dim)
+        self.q_proj = nn.Linear(embed_dim, embed_dim)
+        self.v_proj = nn.Linear(embed_dim, embed_dim)
+        self.c_proj = nn.Linear(embed_dim, output_dim or embed_dim)
+        self.num_heads = num_heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, D, H, W) → (B, E)."""
+        x = x.flatten(2).transpose(1, 2)  # (B, H W, D)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding.to(x.dtype)  # (B, L, D)
+        q, k, v = (
+            y.view(*y.shape[:2], self.num_heads, -1).transpose(1, 2)  # (B, heads, 1 or L, D / heads)
+            for y in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x))
+        )
+        return cast(Tensor, self.c_proj(F.scaled_dot_product_attention(q, k, v).flatten(1)))
+
+
+class ModifiedResNet(nn.Module):
+    """ResNet with a stem of three convolutions, anti-aliased strides, and an attention pool (section 2.4)."""
+
+    def __init__(
+        self,
+        layers: tuple[int, int, int, int],
+        output_dim: int,
+        heads: int,
+        input_resolution: int = 224,
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        self.output_dim = output_dim
+        self.input_resolution = input_resolution
+        self.conv1 = nn.Conv2d(3, width // 2, kernel_size=3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv3 = nn.Conv2d(width // 2, width, kernel_size=3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.relu3 = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(2)
+        self._inplanes = width
+        self.layer1 = self._make_layer(width, layers[0])
+        self.layer2 = self._make_layer(width * 2, layers[1], stride=2)
+        self.layer3 = self._make_layer(width * 4, layers[2], stride=2)
+        self.layer4 = self._make_layer(width * 8, layers[3], stride=2)
+        self.attnpool = AttentionPool2d(input_resolution // 32, width * 32, heads, output_dim)
+
+    def _make_layer(self, planes: int, blocks: int, stride: int = 1) -> nn.Sequential:
+        layers = [Bottleneck(self._inplanes, planes, stride)]
+        self._inplanes = planes * Bottleneck.expansion
+        layers += [Bottleneck(self._inplanes, planes) for _ in range(1, blocks)]
+        return nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, 3, H, W), H = W = ``input_resolution`` → (B, E)."""
+        _check_image(x, self.input_resolution)
+        x = x.to(self.conv1.weight.dtype)
+        x = self.relu1(self.bn1(self.conv1(x)))
+        x = self.relu2(self.bn2(self.conv2(x)))
+        x = self.avgpool(self.relu3(self.bn3(self.conv3(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return cast(Tensor, self.attnpool(x))
+
+
+def _check_image(x: Tensor, resolution: int) -> None:
+    if x.ndim != 4 or tuple(x.shape[1:]) != (3, resolution, resolution):
+        raise ShapeError(
+            f"images have shape {tuple(x.shape)}; this model takes (batch, 3, {resolution}, {resolution}), "
+            "as its preprocess gives them; unsqueeze(0) makes a batch of one"
+        )
+
+
+# The model ------------------------------------------------------------------------------------------------------------
+
+
+class CLIP(nn.Module):
+    """Images and texts in one space, where cosine similarity says how well they belong together (figure 1).
+
+    The positional arguments are OpenAI's; ``from_config`` is the comfortable way. ``vision_layers`` is an int for a
+    ViT and a tuple of four for a ResNet, whose ``vision_patch_size`` is None. Heads and MLP widths that are not given
+    are 64 wide and four times the width.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        image_resolution: int,
+        vision_layers: tuple[int, int, int, int] | int,
+        vision_width: int,
+        vision_patch_size: int | None,
+        context_length: int,
+        vocab_size: int,
+        transformer_width: int,
+        transformer_heads: int,
+        transformer_layers: int,
+        *,
+        vision_heads: int = 0,
+        vision_mlp_width: int = 0,
+        transformer_mlp_width: int = 0,
+        activation: Activation = "quick_gelu",
+    ) -> None:
+        super().__init__()
+        config = CLIPConfig(
+            embed_dim=embed_dim,
+            image_resolution=image_resolution,
+            vision_layers=vision_layers,
+            vision_width=vision_width,
+            vision_patch_size=vision_patch_size,
+            vision_heads=vision_heads,
+            vision_mlp_width=vision_mlp_width,
+            context_length=context_length,
+            vocab_size=vocab_size,
+            transformer_width=transformer_width,
+            transformer_heads=transformer_heads,
+            transformer_layers=transformer_layers,
+            transformer_mlp_width=transformer_mlp_width,
+            activation=activation,
+        )
+        self.config = config
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        self.visual: ModifiedResNet | VisionTransformer
+        if isinstance(config.vision_layers, tuple):
+            self.visual = ModifiedResNet(
+                config.vision_layers, embed_dim, config.vision_heads, image_resolution, vision_width
+            )
+        else:
+            assert config.vision_patch_size is not None
+            self.visual = VisionTransformer(
+                image_resolution,
+                config.vision_patch_size,
+                vision_width,
+                config.vision_layers,
+                config.vision_heads,
+                embed_dim,
+                mlp_width=config.vision_mlp_width,
+                activation=activation,
+            )
+        self.transformer = Transformer(
+            transformer_width,
+            transformer_layers,
+            config.transformer_heads,
+            self.build_attention_mask(),
+            mlp_width=config.transformer_mlp_width,
+            activation=activation,
+        )
+        self.token_embedding = nn.Embedding(vocab_size, transformer_width)
+        self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
+        self.ln_final = LayerNorm(transformer_width)
+        self.text_projection = nn.Parameter(torch.empty(transformer_width, embed_dim))
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        self.initialize_parameters()
+
+    @classmethod
+    def from_config(cls, config: CLIPConfig) -> CLIP:
+        """A model of these sizes with fresh random weights, in fp32."""
+        return cls(**config.to_dict())
+
+    def initialize_parameters(self) -> None:
+        """Draws all weights anew, as OpenAI's models were initialised before training."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        if isinstance(self.visual, ModifiedResNet):
+            pool = self.visual.attnpool
+            for projection in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+                nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+            for block in self.visual.modules():
+                if isinstance(block, Bottleneck):  # each block begins as its shortcut
+                    nn.init.zeros_(block.bn3.weight)
+        width, layers = self.transformer.width, self.transformer.layers
+        for block in self.transformer.resblocks:
+            assert isinstance(block, ResidualAttentionBlock)
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+            nn.init.normal_(cast(nn.Linear, block.mlp.c_fc).weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(cast(nn.Linear, block.mlp.c_proj).weight, std=width**-0.5 * (2 * layers) ** -0.5)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+
+    def build_attention_mask(self) -> Tensor:
+        """(T, T): minus infinity above the diagonal, so that a token sees itself and what stands before it."""
+        # The device is named so that a model built on the meta device has its mask all the same.
+        return torch.full((self.context_length, self.context_length), float("-inf"), device="cpu").triu_(1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that images and texts are multiplied with."""
+        return self.visual.conv1.weight.dtype
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """image: (B, 3, H, W), as ``preprocess`` gives it → image features (B, E), of any norm."""
+        return cast(Tensor, self.visual(image.type(self.dtype)))
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """text: (B, L) token ids, as ``clip.tokenize`` gives them → text features (B, E), of any norm.
+
+        The feature is read at the end token, the largest id of the row. Under the causal mask nothing behind it has
+        any influence, so the batch is cut to its longest text: exact, and five times faster on short captions.
+        """
+        if text.ndim != 2:
+            raise ShapeError(f"text has shape {tuple(text.shape)}; (batch, tokens) is expected, as clip.tokenize gives")
+        end = text.argmax(dim=-1)  # (B,)
+        if len(text) and not (torch.compiler.is_compiling() or torch._C._is_tracing()):
+            text = text[:, : int(end.max()) + 1]  # a traced graph must not depend on the data
+        if text.shape[1] > self.context_length:
+            raise ShapeError(f"a text has {text.shape[1]} tokens; the context length is {self.context_length}")
+        x = self.token_embedding(text).type(self.dtype)  # (B, L, D)
+        x = x + self.positional_embedding[: text.shape[1]].type(self.dtype)
+        x = self.transformer(x.transpose(0, 1)).transpose(0, 1)
+        x = self.ln_final(x).type(self.dtype)
+        return cast(Tensor, x[torch.arange(len(x), device=x.device), end] @ self.text_projection)
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine similarity of every image with every text, times ``logit_scale.exp()`` (about 100 once trained).
+
+        image: (B, 3, H, W); text: (K, L). Returns ``logits_per_image`` (B, K) and its transpose, in fp32 whatever the
+        precision of the towers: near 25 half precision has steps of 1/64, which makes ties.
+        """
+        image_features = self.encode_image(image)
+        text_features = self.encode_text(text)
+        with torch.autocast(image_features.device.type, enabled=False):
+            image_embeddings = F.normalize(image_features.float(), dim=-1)
+            text_embeddings = F.normalize(text_features.float(), dim=-1)
+            logits_per_image = self.logit_scale.float().exp() * image_embeddings @ text_embeddings.t()
+        return logits_per_image, logits_per_image.t()
+
+
+# Weights --------------------------------------------------------------------------------------------------------------
+
+
+def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
+    """Turns the weights of matrix products to ``dtype`` in place; normalisations, embeddings and scale stay.
+
+    The rules are OpenAI's: convolutions, linear layers, attention and the two projections.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear | nn.MultiheadAttention):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+        for name in ("text_projection", "proj"):
+            projection = getattr(module, name, None)
+            if isinstance(projection, nn.Parameter):
+                projection.data = projection.data.to(dtype)
+
+
+_SIZES_IN_ARCHIVES = ("input_resolution", "context_length", "vocab_size")
+
+
+def load_weights(config: CLIPConfig, state_dict: Mapping[str, Tensor]) -> CLIP:
+    """A model in eval mode that uses the tensors of ``state_dict`` themselves, without a copy, in their own dtypes.
+
+    Raises StateDictError that lists every missing, unexpected and mis-shaped tensor.
+    """
+    with torch.device("meta"):
+        model = CLIP.from_config(config)
+    own = model.state_dict()
+    given = {key: value for key, value in state_dict.items() if key not in _SIZES_IN_ARCHIVES}
+    if "logit_scale" in given and given["logit_scale"].shape == (1,):  # as some versions of OpenCLIP store it
+        given["logit_scale"] = given["logit_scale"].reshape(())
+    for key in own:  # PyTorch before 0.4.1 wrote no counters, and they say nothing at inference
+        if key.endswith("num_batches_tracked"):
+            given.setdefault(key, torch.tensor(0))
+    problems = {
+        "missing": sorted(own.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - own.keys()),
+        "mis-shaped": [
+            f"{key} {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in own.keys() & given.keys()
+            if given[key].shape != own[key].shape
+        ],
+    }
+    if any(problems.values()):
+        lines = [f"{name}: {', '.join(keys[:8])}{' …' * (len(keys) > 8)}" for name, keys in problems.items() if keys]
+        raise StateDictError("the state dict does not fit the model; " + "; ".join(lines))
+    model.load_state_dict(given, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model.eval()
+
+
+def build_model(state_dict: Mapping[str, Tensor], *, activation: Activation = "quick_gelu") -> CLIP:
+    """A model in eval mode with a copy of these weights in fp32, its sizes inferred from their shapes.
+
+    OpenAI compatibility: OpenAI's function removes keys from the caller's dict and returns half precision, which no
+    CPU computes well; here the dict is left alone, and ``convert_weights(model)`` gives the half precision.
+    """
+    config = CLIPConfig.from_state_dict(state_dict, activation=activation)
+    copies = {
+        key: value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
+        for key, value in state_dict.items()
+    }
+    return load_weights(config, copies)

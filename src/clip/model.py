@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from clip.errors import ConfigError, ModelNotFoundError, ShapeError, StateDictError, choices
 
@@ -271,7 +272,6 @@ def architecture(name: str) -> CLIPConfig:
 
 
 def _normal(*shape: int, std: float) -> nn.Parameter:
-    # Drawn in place: on the meta device, where weights are about to be loaded, only this costs nothing.
     return nn.Parameter(torch.empty(shape).normal_(std=std))
 
 
@@ -738,6 +738,15 @@ def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> Non
                 projection.data = projection.data.to(dtype)
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves out ``normal_``: the first one on the meta device imports 800 modules, a second, to draw nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
 _SIZES_IN_ARCHIVES = ("input_resolution", "context_length", "vocab_size")
 
 
@@ -746,7 +755,7 @@ def load_weights(config: CLIPConfig, state_dict: Mapping[str, Tensor]) -> CLIP:
 
     Raises StateDictError that lists every missing, unexpected and mis-shaped tensor.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         model = CLIP.from_config(config)
     own = model.state_dict()
     given = {key: value for key, value in state_dict.items() if key not in _SIZES_IN_ARCHIVES}

@@ -1,0 +1,248 @@
+"""Picture files → upright RGB pixels, within limits, for every task.
+
+``read_pixels`` gives an array and is the fast way to a tensor; ``read_image`` gives the same pixels as a PIL image.
+Whatever the bytes are, the outcome is a picture or an ImageError. Warnings, process-wide settings and other threads are
+left alone, and decoding releases the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from clip.errors import ImageError
+from clip.image_headers import ImageHeader, exif_orientation, read_header
+
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "ImageSource", "read_image", "read_pixels"]
+
+ImageSource = str | os.PathLike[str] | bytes | BinaryIO
+"""A path, the bytes of a file, or a file opened in binary mode, which is read from where it stands to its end."""
+
+MAX_PIXELS = 89_478_485
+"""Width times height, as the file states it; the size from which on Pillow warns. An RGB array of it is 256 MiB."""
+
+MAX_BYTES = 1 << 28
+"""Of a file or stream. 256 MiB are as much as the largest picture has when it is not compressed at all."""
+
+# What Pillow's decoders raise on malformed files, found by mutating files of each format.
+_DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError),
+    *(MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+
+
+def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture as a PIL image of mode RGB, upright, opaque, 8 bits: ``read_pixels`` at full size."""
+    return Image.fromarray(read_pixels(source, max_pixels=max_pixels))
+
+
+def read_pixels(
+    source: ImageSource, *, shorter_side: int | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """The first picture of a file as (H, W, 3) uint8, RGB, contiguous and writable.
+
+    EXIF orientation is applied, transparency is laid over white, samples of 16 bits keep their upper 8.
+    shorter_side: what the caller will resize the shorter side to. A JPEG may then be decoded at a half, a quarter or an
+    eighth of its size, as long as its shorter side stays at least twice this; other files come at full size.
+    max_pixels: the largest width × height to decode, checked on the header, before anything is allocated.
+    Raises ImageError: not there, not a picture, damaged, cut off, or too large.
+    """
+    name, data = _read_bytes(source)
+    try:
+        header = read_header(data)
+        _check_size(header.size, max_pixels)
+        pixels = _decode_jpeg(data, header, shorter_side) if header.format == "JPEG" else None
+        if pixels is None:
+            return _decode_with_pillow(header, max_pixels)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error.__cause__
+    return _upright(pixels, header.orientation)
+
+
+def _read_bytes(source: ImageSource) -> tuple[str, bytes]:
+    """A name for messages, and the bytes."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return "<bytes>", bytes(source)
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+        try:
+            with Path(source).open("rb") as file:
+                return name, _read_stream(file, name)
+        except IsADirectoryError as error:
+            raise ImageError(f"{name}: is a directory; pass the path of one picture") from error
+        except FileNotFoundError as error:
+            raise ImageError(f"{name}: no such file; check the path") from error
+        except (OSError, ValueError) as error:  # ValueError: a null character in the path
+            if isinstance(error, ImageError):
+                raise
+            raise ImageError(f"{name}: cannot be read ({error}); check its permissions") from error
+    name = str(getattr(source, "name", "<stream>"))
+    if not hasattr(source, "read"):
+        raise TypeError(f"expected a path, bytes or a binary file, found {type(source).__name__}")
+    try:
+        return name, _read_stream(source, name)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name}: cannot be read ({error}); pass a file opened with mode 'rb'") from error
+
+
+def _read_stream(file: BinaryIO, name: str) -> bytes:
+    """All that is left in ``file``, which may give less than it is asked for."""
+    chunks: list[bytes] = []
+    room = MAX_BYTES + 1
+    while room and (chunk := file.read(room)):
+        if not isinstance(chunk, bytes):
+            raise ImageError(f"{name}: gives text instead of bytes; open it with mode 'rb'")
+        chunks.append(chunk)
+        room -= len(chunk)
+    if not room:
+        raise ImageError(f"{name}: has more than {MAX_BYTES} bytes; re-encode the picture as JPEG or PNG")
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
+    if size is None:
+        return
+    width, height = size
+    if not width or not height:
+        raise ImageError(f"the picture has {width}×{height} pixels; the file is damaged")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{width}×{height} are {width * height} pixels, the limit is {max_pixels}; "
+            "shrink the picture, or raise max_pixels if you trust the file"
+        )
+
+
+def _decode_jpeg(data: bytes, header: ImageHeader, shorter_side: int | None) -> NDArray[np.uint8] | None:
+    """Pixels by libjpeg-turbo, bit for bit those of Pillow at full size, or None if this is a task for Pillow."""
+    if header.channels not in (1, 3) or header.bits != 8:
+        return None
+    assert header.size is not None
+    width, height = _reduced(header.size, shorter_side)
+    try:
+        if simplejpeg.decode_jpeg_header(data)[1::-1] != header.size:
+            return None  # something between the segments that libjpeg and we understand differently
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
+        return pixels
+    except ValueError:
+        # Any irregularity, a harmless one too (bytes between segments): Pillow knows which files are worth refusing.
+        return None
+
+
+def _reduced(size: tuple[int, int], shorter_side: int | None) -> tuple[int, int]:
+    """Width and height to decode to. A half, a quarter and an eighth have vector code; other fractions take longer."""
+    width, height = size
+    for divisor in (8, 4, 2):
+        reduced = (-(-width // divisor), -(-height // divisor))
+        if shorter_side is not None and min(reduced) >= 2 * shorter_side:
+            return reduced
+    return size
+
+
+def _decode_with_pillow(header: ImageHeader, max_pixels: int) -> NDArray[np.uint8]:
+    # The plugin itself instead of Image.open, which has no limit but its own and warns about it.
+    open_image = _plugin(header.format)
+    try:
+        with open_image(io.BytesIO(b"".join(header.parts))) as image:
+            _check_size(image.size, max_pixels)
+            image.load()
+            # Only the decoder of AVIF knows where in the file the EXIF is; for the others we have read it.
+            orientation = (
+                exif_orientation(image.info.get("exif", b"")) if header.format == "AVIF" else header.orientation
+            )
+            return _upright(np.array(_to_rgb(image, header.bits)), orientation)
+    except ImageError:
+        raise
+    except _DECODER_ERRORS as error:
+        raise ImageError(f"damaged or cut off ({type(error).__name__}: {error}); fetch or export it again") from error
+
+
+def _plugin(image_format: str) -> Callable[[BinaryIO], ImageFile.ImageFile]:
+    if image_format == "AVIF":
+        try:
+            from PIL import AvifImagePlugin
+        except ImportError:
+            AvifImagePlugin = None  # type: ignore[assignment]  # noqa: N806 (before Pillow 11.3)
+        if AvifImagePlugin is None or not AvifImagePlugin.SUPPORTED:
+            raise ImageError("this Pillow was built without AVIF; install Pillow 11.3 or later, or convert to JPEG")
+        return AvifImagePlugin.AvifImageFile
+    return _PLUGINS[image_format]
+
+
+_PLUGINS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
+    "BMP": BmpImageFile,
+    "GIF": GifImageFile,
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "PPM": PpmImageFile,
+    "TIFF": TiffImageFile,
+    "WEBP": WebPImageFile,
+}
+
+
+def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
+    """A decoded picture of any mode as RGB over white."""
+    if image.mode.startswith("I"):
+        return _grey_to_rgb(image, bits)
+    if image.mode == "F":
+        raise ImageError("the samples are floating-point numbers of no defined range; export it with 8 or 16 bits")
+    if image.mode == "LAB":
+        return _lab_to_rgb(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey_to_rgb(image: Image.Image, bits: int) -> Image.Image:
+    """16 bits of grey as the upper 8. Pillow would clip instead: all but the darkest 0.4 % become white."""
+    samples = np.asarray(image)
+    if image.mode == "I" and (image.format == "TIFF" or samples.min() < 0 or samples.max() > 0xFFFF):
+        raise ImageError("the samples are 32-bit integers of no defined range; export it with 8 or 16 bits")
+    grey = samples >> (min(max(bits, 8), 16) - 8 if image.format == "TIFF" else 8)
+    if (transparent := image.info.get("transparency")) is not None:
+        grey = np.where(samples == transparent, 255, grey)
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    """Pillow converts CIELAB by colour management only."""
+    transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None  # only in-place transforms give None
+    return converted
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """``pixels`` (H, W, 3) turned and mirrored as EXIF orientation 1…8 asks, contiguous."""
+    if orientation == 1:
+        return pixels
+    # Moving whole pixels of three bytes instead of single bytes is 2.6 times as fast.
+    whole = pixels.view("V3")[:, :, 0]
+    if orientation >= 5:  # 5 to 8 are 1 to 4 with rows and columns exchanged
+        whole = whole.T
+    mirrored, upside_down = {
+        **{2: (True, False), 3: (True, True), 4: (False, True)},
+        **{5: (False, False), 6: (True, False), 7: (True, True), 8: (False, True)},
+    }[orientation]
+    whole = whole[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+    return np.ascontiguousarray(whole)[:, :, None].view(np.uint8)

@@ -1,7 +1,7 @@
 """A hub-style id, ``organisation/name``, → a local folder with the configuration and weights of that repository.
 
-The transfer and the cache are huggingface_hub's (extra ``hub``), shared with other programs that use it. What is decided
-here is which files are wanted: configurations, and one set of weights, safetensors first. Never code.
+The transfer and the cache are huggingface_hub's (extra ``hub``), shared with other programs that use it. Decided here
+is which files are wanted: configurations, and one set of weights, safetensors first. Never code.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ def choose_files(names: Iterable[str]) -> list[str]:
     configs = [name for name in _CONFIGS if name in present]
     weights = sorted((name for name in _WEIGHTS if name in present), key=lambda name: _config_of(name) not in present)
     if not weights:
-        raise CheckpointError(
-            f"no weights that can be read: none of {', '.join(_WEIGHTS)} is among {', '.join(sorted(present)) or 'no files'}"
-        )
+        files = ", ".join(sorted(present)) or "nothing"
+        raise CheckpointError(f"no weights that can be read: there is {files}, but none of {', '.join(_WEIGHTS)}")
     chosen = weights[0]
     shards = []
     if chosen.endswith(".index.json"):
@@ -86,8 +85,8 @@ def fetch_repository(repo_id: str, *, revision: str | None = None, cache: Path |
     if is_offline() or _hub().constants.HF_HUB_OFFLINE:
         if cached is None:
             raise DownloadError(
-                f"{repository} is not in the local cache, and EVERYCLIP_OFFLINE or HF_HUB_OFFLINE forbids to download it; "
-                "fetch it once with a network, or pass the path of a folder with its config.json and weights"
+                f"{repository} is not in the local cache, and EVERYCLIP_OFFLINE or HF_HUB_OFFLINE forbids to download "
+                "it; fetch it once with a network, or pass the path of a folder with its configuration and weights"
             )
         return cached
     return _download(repository, cache, cached)
@@ -103,17 +102,28 @@ class _Repository:
 
 
 def _parse(repo_id: str, revision: str | None) -> _Repository:
+    hub = _hub()
     match = _ID.fullmatch(repo_id.removeprefix(_PREFIX))
-    if match is None or ".." in repo_id or "--" in match["id"]:
+    if match is None:
         raise ConfigError(f"{repo_id!r} is not the id of a repository; it must look like organisation/name")
+    try:
+        hub.utils.validate_repo_id(match["id"])
+    except hub.errors.HFValidationError as error:
+        raise ConfigError(f"{repo_id!r} is not the id of a repository: {error}") from error
     if revision is not None and match["revision"] not in (None, revision):
         raise ConfigError(f"{repo_id!r} names the revision {match['revision']!r}, the argument {revision!r}")
-    return _Repository(match["id"], revision or match["revision"])
+    revision = revision or match["revision"]
+    if revision is not None and ".." in revision:  # git allows none either, and the cache would read it as a path
+        raise ConfigError(f"{revision!r} is not a branch, tag or commit")
+    return _Repository(match["id"], revision)
 
 
 def _hub() -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError as error:
         raise MissingDependencyError(
             "reading models from the hub needs huggingface_hub: pip install everyclip[hub]"
@@ -160,8 +170,8 @@ def _download(repository: _Repository, cache: Path | None, cached: Path | None) 
         info = hub.HfApi().model_info(repository.id, revision=repository.revision, timeout=15, files_metadata=True)
     except errors.GatedRepoError as error:
         raise DownloadError(
-            f"{repository} is gated: accept its conditions at {hub.constants.ENDPOINT}/{repository.id}, then log in with "
-            "`hf auth login` or set HF_TOKEN"
+            f"{repository} is gated: accept its conditions at {hub.constants.ENDPOINT}/{repository.id}, then log in "
+            "with `hf auth login` or set HF_TOKEN"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise DownloadError(
@@ -172,9 +182,7 @@ def _download(repository: _Repository, cache: Path | None, cached: Path | None) 
         raise DownloadError(f"{repository.id} has no branch, tag or commit {repository.revision!r}") from error
     except transport_errors as error:
         if cached is not None:
-            logger.warning(
-                "%s: the hub is not reachable (%s); using the cached files", repository, type(error).__name__
-            )
+            logger.warning("%s: the hub does not answer (%s); using the cache", repository, type(error).__name__)
             return cached
         raise _unreachable(repository, error) from error
     sha256s = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings or ()}
@@ -182,19 +190,22 @@ def _download(repository: _Repository, cache: Path | None, cached: Path | None) 
         chosen = choose_files(sha256s)
     except CheckpointError as error:
         raise CheckpointError(f"{repository}: {error}") from error
-    new = [name for name in chosen if not _has(repository.id, name, info.sha, cache)]
+    configs = [name for name in chosen if name in _CONFIGS]
+    weights = [name for name in chosen if name not in _CONFIGS]
+    new = [name for name in weights if not _has(repository.id, name, info.sha, cache)]
     try:
-        # The name of the branch and not the commit, because only that records for offline use where the branch is. No
-        # chosen name holds a character that patterns would read as anything else.
-        folder = Path(
-            hub.snapshot_download(repository.id, revision=repository.revision, cache_dir=cache, allow_patterns=chosen)
-        )
+        # Configurations first: where the cache has weights, it then has what says how to read them. By the name of the
+        # branch and not by commit: only that records, for offline use, where the branch is.
+        for names in (configs, weights):
+            folder = hub.snapshot_download(
+                repository.id, revision=repository.revision, cache_dir=cache, allow_patterns=names
+            )
     except transport_errors as error:
         raise _unreachable(repository, error) from error
-    _check(folder, new, sha256s)
-    if not _is_complete(folder):
-        raise DownloadError(f"{repository} changed or lacks shards: {folder} is not complete; call again")
-    return folder
+    _check(Path(folder), new, sha256s)
+    if not _is_complete(Path(folder)):
+        raise DownloadError(f"{repository} lacks files that its index names, or changed meanwhile: see {folder}")
+    return Path(folder)
 
 
 def _has(repo_id: str, name: str, commit: str | None, cache: Path | None) -> bool:
@@ -204,7 +215,7 @@ def _has(repo_id: str, name: str, commit: str | None, cache: Path | None) -> boo
 def _unreachable(repository: _Repository, error: Exception) -> DownloadError:
     return DownloadError(
         f"{repository} could not be downloaded: {type(error).__name__}: {error}; check the network and proxy, set "
-        "HF_ENDPOINT to a mirror, or pass the path of a folder with its config.json and weights"
+        "HF_ENDPOINT to a mirror, or pass the path of a folder with its configuration and weights"
     )
 
 

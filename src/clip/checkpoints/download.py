@@ -543,13 +543,13 @@ def _request(session: requests.Session, partial: _Partial, job: _Job) -> request
 
 
 def _refuse_downgrade(response: requests.Response, *_: object, **__: object) -> None:
-    """Stops a redirect from https to anything else; requests calls it before following one."""
+    """Stops a redirect from https to anything else; requests calls it for each answer before it follows one."""
     location = response.headers.get("Location")
     if not response.is_redirect or location is None:
         return
+    response.close()  # or requests would read the body of the redirect, however long, into memory
     following = urljoin(response.url, location)
     if urlsplit(response.url).scheme == "https" and urlsplit(following).scheme != "https":
-        response.close()
         raise DownloadError(
             f"{_shown(response.url)} redirects to {_shown(following)}, which is not encrypted, and that is never "
             "followed; use another server with EVERYCLIP_MIRROR"

@@ -555,6 +555,11 @@ def test_redirects_are_followed_and_end(server: Server, tmp_path: Path) -> None:
         get(server, tmp_path, filename="b.pt")
 
 
+def test_the_body_of_a_redirect_is_not_read(server: Server, tmp_path: Path) -> None:
+    server.answers = [raw("HTTP/1.1 302 Found\nLocation: /x\nTransfer-Encoding: chunked\n\n", endless=True), File()]
+    assert get(server, tmp_path).read_bytes() == BODY
+
+
 def test_a_redirect_out_of_the_web_is_refused(server: Server, tmp_path: Path) -> None:
     server.answers = [status(302, Location="file:///etc/passwd")]
     with pytest.raises(DownloadError):

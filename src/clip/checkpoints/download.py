@@ -315,15 +315,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _remove_stale(target: Path) -> None:
-    """Removes partial files beside ``target``, whose lock is held, that nobody continued for two weeks."""
+    """Removes partial files beside that of ``target`` that nobody continued for two weeks."""
     import filelock
 
     own = _record(target, "part")
     for part in own.parent.glob("*.part"):
         with contextlib.suppress(OSError, filelock.Timeout):
-            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-                lock = filelock.FileLock(part.with_suffix(".lock"), timeout=0)
-                with contextlib.nullcontext() if part == own else lock:
+            if part != own and time.time() - part.stat().st_mtime > _STALE_SECONDS:
+                with filelock.FileLock(part.with_suffix(".lock"), timeout=0):
                     part.unlink()
                     part.with_name(part.name + ".json").unlink(missing_ok=True)
                     logger.info("removed %s, which nobody continued for two weeks", part)

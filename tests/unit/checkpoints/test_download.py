@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -179,6 +180,13 @@ def leave_partial(server: Server, directory: Path, size: int, *, sha256: str | N
     server.requests.clear()
 
 
+def note_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between attempts, which are not waited for. The module's clock alone: servers sleep too."""
+    waits: list[float] = []
+    monkeypatch.setattr(download, "time", SimpleNamespace(sleep=waits.append, time=time.time))
+    return waits
+
+
 # --- The plain way ----------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +201,23 @@ def test_a_file_arrives_whole_and_only_records_stay_beside_it(server: Server, tm
     assert seen == sorted(seen)
     assert server.asked("Accept-Encoding") == ["identity"]
     assert server.asked("Range") == [None]
+
+
+def test_a_file_is_on_disk_before_it_gets_its_name_by_one_rename(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, int, bool]] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        stat = os.fstat(descriptor)
+        synced.append((stat.st_ino, stat.st_size, (tmp_path / "tiny.pt").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    path = get(server, tmp_path)
+    assert synced[0] == (path.stat().st_ino, len(BODY), False)
+    assert [inode for inode, _, _ in synced[1:]] == [tmp_path.stat().st_ino]
 
 
 def test_a_file_at_hand_needs_no_request_and_is_hashed_once(
@@ -300,6 +325,19 @@ def test_a_changed_file_is_hashed_again_even_if_size_and_time_are_restored(tmp_p
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert not is_verified(path, SHA256)
+
+
+def test_a_file_written_to_while_it_is_hashed_is_not_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny.pt"
+    path.write_bytes(BODY)
+
+    def hash_and_overwrite(path: Path) -> str:
+        path.write_bytes(OTHER + OTHER)
+        return SHA256
+
+    monkeypatch.setattr(download, "file_sha256", hash_and_overwrite)
+    assert not is_verified(path, SHA256)
+    assert not (tmp_path / ".everyclip").exists()
 
 
 def test_a_record_for_another_hash_or_a_damaged_one_counts_for_nothing(tmp_path: Path) -> None:
@@ -453,6 +491,19 @@ def test_a_wrong_file_in_two_parts_is_tried_once_more_and_then_refused(server: S
     assert len(server.requests) == 3
 
 
+def test_a_wrong_file_always_in_two_parts_is_refused_too(server: Server, tmp_path: Path) -> None:
+    cut, rest = File(body=OTHER, cut_after=500_000), File(body=OTHER)
+    server.answers = [cut, rest, cut, rest, status(404)]
+    with pytest.raises(ChecksumError):
+        get(server, tmp_path)
+
+
+def test_a_server_that_refuses_ranges_nobody_asked_for_gives_no_empty_file(server: Server, tmp_path: Path) -> None:
+    server.answers = [status(416, Content_Range="bytes */0")]
+    with pytest.raises(DownloadError, match="no bytes beyond those at hand"):
+        get(server, tmp_path, sha256=None)
+
+
 def test_a_silent_server_is_left_and_asked_again(server: Server, tmp_path: Path) -> None:
     server.answers = [lambda handler: time.sleep(0.8), File(stall_after=500_000), File()]
     assert get(server, tmp_path).read_bytes() == BODY
@@ -469,7 +520,7 @@ def test_progress_starts_the_count_of_failures_again(server: Server, tmp_path: P
 
 def test_attempts_without_progress_end(server: Server, tmp_path: Path) -> None:
     server.answers = [File(cut_after=100_000, has_ranges=False)]
-    with pytest.raises(DownloadError, match=r"cut after \d+ bytes .*gave up after 4 failures in a row"):
+    with pytest.raises(DownloadError, match=r"(cut|ended) after \d+ .*gave up after 4 failures in a row"):
         get(server, tmp_path)
     assert len(server.requests) == 4
 
@@ -521,8 +572,7 @@ def test_retry_after_is_honoured_and_bounded(
 ) -> None:
     value = retry_after if isinstance(retry_after, str) else retry_after()
     server.answers = [status(429, Retry_After=value), File()]
-    waits: list[float] = []
-    monkeypatch.setattr(download.time, "sleep", waits.append)
+    waits = note_waits(monkeypatch)
     policy = RetryPolicy(backoff_seconds=4, max_wait_seconds=20)
     fetch(server.url, sha256=SHA256, directory=tmp_path, policy=policy)
     assert len(waits) == 1
@@ -531,8 +581,7 @@ def test_retry_after_is_honoured_and_bounded(
 
 def test_waits_double_up_to_the_limit(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.answers = [status(503)]
-    waits: list[float] = []
-    monkeypatch.setattr(download.time, "sleep", waits.append)
+    waits = note_waits(monkeypatch)
     monkeypatch.setattr(download.random, "uniform", lambda low, high: 1.0)
     with pytest.raises(DownloadError):
         policy = RetryPolicy(attempts=6, backoff_seconds=1, max_wait_seconds=6)
@@ -737,18 +786,26 @@ def test_threads_of_one_process_share_a_download_too(server: Server, tmp_path: P
 
 def test_partial_files_that_nobody_continued_are_removed(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".everyclip").mkdir()
-    old, young, own = (tmp_path / ".everyclip" / f"{name}.part" for name in ("old", "young", "tiny.pt"))
-    for path in (old, young, own):
+    old, young = (tmp_path / ".everyclip" / f"{name}.part" for name in ("old", "young"))
+    for path in (old, young):
         path.write_bytes(b"x")
         path.with_name(path.name + ".json").write_text("{}")
-    for path in (old, own):
-        os.utime(path, (time.time() - 15 * 86400,) * 2)
+    os.utime(old, (time.time() - 15 * 86400,) * 2)
+    os.utime(young, (time.time() - 13 * 86400,) * 2)
     mine = tmp_path / "mine.part"  # not in our folder, so not ours
     mine.touch()
     os.utime(mine, (0, 0))
     get(server, tmp_path)
     assert records(tmp_path) == {"old.lock", "young.part", "young.part.json", "tiny.pt.lock", "tiny.pt.verified"}
     assert mine.exists()
+
+
+def test_an_old_partial_file_of_the_same_download_is_continued(server: Server, tmp_path: Path) -> None:
+    leave_partial(server, tmp_path, 500_000)
+    os.utime(partial(tmp_path), (0, 0))
+    server.answers = [File()]
+    assert get(server, tmp_path).read_bytes() == BODY
+    assert server.asked("Range") != [None]
 
 
 def test_an_old_partial_file_whose_lock_is_held_is_left_alone(server: Server, tmp_path: Path) -> None:

@@ -327,11 +327,12 @@ def test_offline_only_the_cache_is_read(
     assert server.requests == []
 
 
+@pytest.mark.parametrize("is_link_left", [False, True])
 def test_offline_a_half_filled_cache_is_not_enough(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_link_left: bool
 ) -> None:
-    folder = fetch_repository(ID, cache=tmp_path)
-    (folder / "open_clip_model.safetensors").unlink()
+    weights = fetch_repository(ID, cache=tmp_path) / "open_clip_model.safetensors"
+    (weights.resolve() if is_link_left else weights).unlink()
     monkeypatch.setenv("EVERYCLIP_OFFLINE", "1")
     with pytest.raises(DownloadError, match="not in the local cache"):
         fetch_repository(ID, cache=tmp_path)

@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from clip import clip as clip
     from clip import model as model
     from clip import simple_tokenizer as simple_tokenizer
-    from clip.clip import available_models, load, tokenize
+    from clip.clip import available_models, convert, load, save, tokenize
 
 __version__ = "0.1.0"
 
 _HOME = {
     "available_models": "clip.clip",
+    "convert": "clip.clip",
     "load": "clip.clip",
+    "save": "clip.clip",
     "tokenize": "clip.clip",
 }
 _SUBMODULES = ("clip", "errors", "images", "model", "preprocess", "simple_tokenizer")
 
-__all__ = ["available_models", "load", "tokenize"]
+__all__ = ["available_models", "convert", "load", "save", "tokenize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,487 @@
+"""Reads and writes whole checkpoints: files and folders of every supported format ↔ ``Checkpoint``.
+
+Read without being asked: zip archives of torch (state dicts, training checkpoints, TorchScript) and safetensors, alone
+or in a folder with the configuration of OpenCLIP or transformers. No byte of a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from clip.checkpoints import configs, formats
+from clip.checkpoints.archives import read_archive
+from clip.checkpoints.tags import find_tag
+from clip.errors import CheckpointError, ConfigError, ConversionError, StateDictError, choices
+from clip.model import CLIP, Activation, CLIPConfig, load_weights
+from clip.preprocess import Preprocess
+
+__all__ = ["Checkpoint", "Format", "fingerprint", "read_checkpoint", "write_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+Format = Literal["everyclip", "openai", "openclip", "transformers"]
+
+VERSION = "1"
+"""Of our own format; a reader refuses a later one."""
+_SCALE = "_scale"
+"""Suffix of the per-row factors of a tensor that is stored as int8 rows."""
+_EMA, _STATE_DICT = "state_dict_ema", "state_dict"
+_SIZES_IN_ARCHIVES = ("input_resolution", "context_length", "vocab_size")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A model as it lies on disk: sizes, weights in their stored dtypes, and what is known of it."""
+
+    config: CLIPConfig
+    state_dict: dict[str, Tensor]
+    """Under OpenAI's keys; may be views of the memory-mapped file."""
+    preprocess: Preprocess
+    source: str
+    """What was found, in words: the format and where the activation comes from."""
+    licence: str = ""
+    """Terms of the weights, where the file says so."""
+
+    def build(self) -> CLIP:
+        """The model with these very tensors, in eval mode. Raises StateDictError if they do not fit."""
+        return load_weights(self.config, self.state_dict)
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: str | os.PathLike[str], *, activation: Activation | None = None) -> Checkpoint:
+    """The checkpoint in a file or folder, whatever its format.
+
+    activation: for weights that do not tell; what a file says about itself is not overruled.
+    Raises CheckpointError if the path holds none, or one that is damaged, hostile or of another design.
+    """
+    path = Path(path)
+    try:
+        found = _read_folder(path) if path.is_dir() else _read_file(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    checkpoint = _understand(path, found, activation)
+    _refuse_bad_numbers(path, checkpoint.state_dict)
+    logger.info("%s: %s", path, checkpoint.source)
+    return checkpoint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """Tensors under their own names, and what stood beside them."""
+
+    tensors: dict[str, Tensor]
+    kind: str
+    settings: configs.Settings = dataclasses.field(default_factory=configs.Settings)
+    header: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Of a safetensors file."""
+    default_activation: Activation | None = None
+    """What OpenAI's archives and OpenCLIP's training checkpoints mean when nothing else is said."""
+    is_certain: bool = False
+    name: str = ""
+    """What may name a published family: folder, file, or the name of a training run."""
+
+
+def _read_file(path: Path) -> _Found:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[:4] == b"PK\x03\x04":
+        return _read_zip(path)
+    if len(start) == 9 and start[8:] == b"{":
+        tensors, header = _read_safetensors(path)
+        if header.get("format") == "everyclip":
+            return _Found(tensors=tensors, header=header, kind="everyclip", name=path.name)
+        return _Found(tensors=tensors, header=header, kind="safetensors", name=path.name)
+    if start[:1] == b"\x80":
+        raise CheckpointError(
+            f"{path} is a pickle from before torch 1.6, which is not read; "
+            "save it again with torch.save in a recent torch, or as safetensors"
+        )
+    raise CheckpointError(
+        f"{path} is no checkpoint: neither a zip archive of torch nor safetensors ({path.stat().st_size:,} bytes, "
+        f"beginning with {start!r})"
+    )
+
+
+def _read_zip(path: Path) -> _Found:
+    archive = read_archive(path)
+    content = archive.content
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+    if archive.is_torchscript:
+        return _Found(
+            tensors=content,
+            kind="TorchScript archive",
+            default_activation="quick_gelu",
+            is_certain=True,
+            name=path.name,
+        )
+    name, kind = path.name, "state dict"
+    default: Activation | None = None
+    # Averaged weights (EMA) are what a training run is evaluated with.
+    wrapper = next((key for key in (_EMA, _STATE_DICT, "model") if isinstance(content.get(key), dict)), None)
+    if wrapper:
+        kind = "training checkpoint" + (", averaged weights (EMA)" if wrapper == _EMA else "")
+        run = content.get("name")
+        if isinstance(run, str):  # OpenCLIP writes the name of the run, which has the name of the model in it
+            name, default = f"{run} {name}", "gelu"
+        content = content[wrapper]
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    is_openai = set(_SIZES_IN_ARCHIVES) <= tensors.keys()
+    if is_openai:
+        default = "quick_gelu"
+    return _Found(tensors=tensors, kind=kind, default_activation=default, is_certain=is_openai, name=name)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, ValueError, TypeError, RuntimeError, OverflowError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not a valid safetensors file: {error}; it may be cut: fetch it again"
+        ) from error
+
+
+_OPENCLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_INDEXES = tuple(f"{name}.index.json" for name in _TRANSFORMERS_WEIGHTS)
+
+
+def _read_folder(path: Path) -> _Found:
+    names = {entry.name for entry in path.iterdir()}
+    openclip = next((name for name in (*_OPENCLIP_WEIGHTS, *_TRANSFORMERS_WEIGHTS) if name in names), None)
+    if "open_clip_config.json" in names and openclip:
+        tensors = _read_file(path / openclip).tensors
+        config = configs.read_json(path / "open_clip_config.json")
+        resolution = CLIPConfig.from_state_dict(_to_openai(tensors)).image_resolution
+        settings = configs.read_openclip_config(config, image_resolution=resolution)
+        return _Found(tensors=tensors, kind="OpenCLIP folder", settings=settings, name=path.resolve().name)
+    transformers = next((name for name in (*_TRANSFORMERS_WEIGHTS, *_INDEXES) if name in names), None)
+    if "config.json" in names and transformers:
+        settings = configs.read_transformers_config(configs.read_json(path / "config.json"))
+        if "preprocessor_config.json" in names:
+            values = configs.read_json(path / "preprocessor_config.json")
+            settings = dataclasses.replace(settings, preprocess=configs.read_transformers_preprocessor(values))
+        shards = _shards(path, transformers) if transformers in _INDEXES else [transformers]
+        tensors = {}
+        for shard in shards:
+            tensors |= _read_file(path / shard).tensors
+        return _Found(tensors=tensors, kind="transformers folder", settings=settings, name=path.resolve().name)
+    raise CheckpointError(
+        f"{path} is a folder without a checkpoint; expected is open_clip_config.json with {_OPENCLIP_WEIGHTS[0]}, or "
+        f"config.json with {_TRANSFORMERS_WEIGHTS[0]}; give a single file by its own path"
+    )
+
+
+def _shards(path: Path, index: str) -> list[str]:
+    files = configs.read_json(path / index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise CheckpointError(f"{path / index} has no weight_map of file names")
+    names = sorted(set(files.values()))
+    if any(Path(name).name != name for name in names):
+        raise CheckpointError(f"{path / index} names a file outside its folder")
+    return names
+
+
+def _to_openai(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    stripped = formats.strip_wrappers(tensors)
+    return formats.to_openai(stripped, formats.detect(stripped))
+
+
+def _understand(path: Path, found: _Found, activation: Activation | None) -> Checkpoint:
+    try:
+        if found.kind == "everyclip":
+            return _understand_own(found)
+        stripped = formats.strip_wrappers(found.tensors)
+        layout = formats.detect(stripped)
+        state_dict = formats.to_openai(stripped, layout)
+        inferred = CLIPConfig.from_state_dict(state_dict)
+        chosen, why = _choose_activation(found, layout, inferred, activation)
+        config = dataclasses.replace(
+            inferred,
+            activation=chosen,
+            vision_heads=found.settings.vision_heads or inferred.vision_heads,
+            transformer_heads=found.settings.transformer_heads or inferred.transformer_heads,
+        )
+        preprocess = found.settings.preprocess
+        if preprocess is None:
+            tag = find_tag(found.name)
+            preprocess = Preprocess(size=config.image_resolution, **(tag.preprocess if tag else {}))
+        if preprocess.size != config.image_resolution:
+            raise CheckpointError(
+                f"pictures are prepared with {preprocess.size} pixels a side; the model takes {config.image_resolution}"
+            )
+    except (StateDictError, CheckpointError, ConfigError) as error:
+        kind = type(error) if isinstance(error, CheckpointError) else CheckpointError
+        raise kind(f"{path}: {error}") from error
+    weights = {key: value for key, value in state_dict.items() if key not in _SIZES_IN_ARCHIVES}
+    where = f"{found.kind} ({layout} names), {chosen} {why}"
+    return Checkpoint(config=config, state_dict=weights, preprocess=preprocess, source=where)
+
+
+def _choose_activation(
+    found: _Found, layout: str, config: CLIPConfig, activation: Activation | None
+) -> tuple[Activation, str]:
+    if found.settings.activation:
+        said, why = found.settings.activation, "by its configuration"
+    elif found.is_certain and found.default_activation:
+        said, why = found.default_activation, "as in all of OpenAI's models"
+    elif activation is None and (tag := find_tag(found.name)):
+        said, why = tag.activation, f"by the name {found.name!r}"
+    else:
+        said = None
+    if said:
+        if activation not in (None, said):
+            raise CheckpointError(f"activation={activation!r} was asked for, but the model has {said!r} {why}")
+        return said, why
+    if activation:
+        return activation, "as asked for"
+    is_laion = config.vision_heads * 64 != config.vision_width and not config.is_resnet
+    assumed: Activation = "gelu" if layout == "openclip-custom-text" or is_laion else "quick_gelu"
+    assumed = found.default_activation or assumed
+    other = "gelu" if assumed == "quick_gelu" else "quick_gelu"
+    warnings.warn(
+        f"the weights do not tell their activation: {assumed!r} is assumed. OpenAI's models have 'quick_gelu', most of "
+        f"OpenCLIP's 'gelu'; a wrong one costs accuracy without an error. Pass activation={assumed!r} or "
+        f"activation={other!r}",
+        stacklevel=4,
+    )
+    return assumed, "assumed"
+
+
+def _understand_own(found: _Found) -> Checkpoint:
+    header = found.header
+    if header.get("version") != VERSION:
+        raise CheckpointError(f"format version {header.get('version')!r}; this everyclip reads version {VERSION!r}")
+    try:
+        config = CLIPConfig.from_dict(json.loads(header["config"]))
+        preprocess = Preprocess.from_dict(json.loads(header["preprocess"]))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"the header is not that of an everyclip file: {type(error).__name__}: {error}"
+        ) from error
+    state_dict = dict(_dequantised(found.tensors))
+    inferred = CLIPConfig.from_state_dict(state_dict, activation=config.activation)
+    with_heads = dataclasses.replace(
+        inferred, vision_heads=config.vision_heads, transformer_heads=config.transformer_heads
+    )
+    if with_heads != config or preprocess.size != config.image_resolution:
+        raise CheckpointError("the header and the shapes of the weights contradict each other")
+    return Checkpoint(
+        config=config,
+        state_dict=state_dict,
+        preprocess=preprocess,
+        source=f"everyclip file, {config.activation} by its header",
+        licence=header.get("licence", ""),
+    )
+
+
+def _dequantised(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for key, value in tensors.items():
+        if key.endswith(_SCALE) and key.removesuffix(_SCALE) in tensors:
+            continue
+        scale = tensors.get(key + _SCALE)
+        if scale is None:
+            yield key, value
+        elif value.dtype != torch.int8 or value.ndim != 2 or scale.shape != (len(value), 1):
+            raise StateDictError(f"{key} is not int8 rows with a factor each")
+        else:
+            yield key, value.float() * scale.float()
+
+
+def _refuse_bad_numbers(path: Path, state_dict: Mapping[str, Tensor]) -> None:
+    for key, value in state_dict.items():
+        if not value.is_floating_point():
+            if not key.endswith("num_batches_tracked"):
+                raise StateDictError(f"{path}: {key} is {value.dtype}; weights are floating-point numbers")
+        elif value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise StateDictError(f"{path}: {key} is {value.dtype}; supported are 16, 32 and 64 bits")
+        # One sum shows any bad number at the cost of reading; only a suspicious one is looked at closely.
+        elif not torch.isfinite(value.sum(dtype=torch.float32)) and not torch.isfinite(value).all():
+            bad = int((~torch.isfinite(value)).sum())
+            raise CheckpointError(f"{path}: {key} has {bad:,} values that are not finite (NaN or infinite)")
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    path: str | os.PathLike[str],
+    to: Format = "everyclip",
+    *,
+    int8_rows: tuple[str, ...] = (),
+) -> None:
+    """Writes a checkpoint under a path that does not exist yet; it appears there whole or not at all.
+
+    to: "everyclip" (one safetensors file), "openai" (one ``torch.save`` of the state dict), "openclip" or
+    "transformers" (a folder with configuration and safetensors, as those libraries load it).
+    int8_rows: tensors that an everyclip file keeps as 8-bit rows with a factor each; the others stay bit-equal.
+    Raises ConversionError for what the format cannot hold.
+    """
+    path = Path(path)
+    if to not in get_args(Format):
+        raise ConversionError(f"format {to!r} is not known; known are {choices(to, get_args(Format))}")
+    if path.exists():
+        raise CheckpointError(f"{path} exists; remove it or choose another name")
+    checkpoint.build()  # what does not fit must not be written
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _moved_into_place(path) as place:
+            if to == "everyclip":
+                _write_own(checkpoint, place, int8_rows)
+            elif to == "openai":
+                _write_openai(checkpoint, place)
+            elif to == "openclip":
+                _write_openclip(checkpoint, place)
+            else:
+                _write_transformers(checkpoint, place)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _moved_into_place(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` for a file or folder, renamed to ``path`` if all goes well."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        place = Path(folder) / path.name
+        yield place
+        for file in [place] if place.is_file() else sorted(place.iterdir()):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        if path.exists():
+            raise CheckpointError(f"{path} has appeared meanwhile; it is left as it is")
+        place.rename(path)
+
+
+def fingerprint(config: CLIPConfig, state_dict: Mapping[str, Tensor]) -> str:
+    """SHA-256 over sizes, names, dtypes and bytes of a model: equal for equal models, whatever file they came from."""
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
+    for key in sorted(state_dict):
+        value = state_dict[key].detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        data: Any = value.reshape(-1).view(torch.uint8).numpy()
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _write_own(checkpoint: Checkpoint, path: Path, int8_rows: tuple[str, ...]) -> None:
+    tensors: dict[str, Tensor] = {}
+    for key, value in checkpoint.state_dict.items():
+        if key in int8_rows:
+            scale = value.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+            tensors[key + _SCALE] = scale
+            value = torch.round(value.float() / scale).to(torch.int8)
+        tensors[key] = value
+    header = {
+        "format": "everyclip",
+        "version": VERSION,
+        "config": json.dumps(checkpoint.config.to_dict()),
+        "preprocess": json.dumps(checkpoint.preprocess.to_dict()),
+        "tokenizer": "openai-bpe-49408",
+        "licence": checkpoint.licence,
+        "fingerprint": fingerprint(checkpoint.config, dict(_dequantised(tensors))),
+    }
+    _save_safetensors(tensors, path, header)
+
+
+def _save_safetensors(tensors: Mapping[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    # Copies: views of one memory-mapped file look to safetensors like tied weights, which it refuses.
+    save_file(
+        {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()},
+        path,
+        header,
+    )
+
+
+def _write_openai(checkpoint: Checkpoint, path: Path) -> None:
+    """OpenAI's loader knows one design: QuickGELU, heads of 64, MLPs of four times the width, its own statistics."""
+    config, preprocess = checkpoint.config, checkpoint.preprocess
+    plain = CLIPConfig.from_state_dict(checkpoint.state_dict)
+    plain = dataclasses.replace(plain, vision_heads=0, vision_mlp_width=0, transformer_heads=0, transformer_mlp_width=0)
+    for field in dataclasses.fields(CLIPConfig):
+        own, theirs = getattr(config, field.name), getattr(plain, field.name)
+        if own != theirs:
+            raise ConversionError(
+                f"OpenAI's format cannot hold {field.name} {own!r}; its loader always takes {theirs!r}"
+            )
+    if preprocess != Preprocess(size=config.image_resolution):
+        raise ConversionError(
+            f"OpenAI's format cannot hold {preprocess}; its loader always prepares pictures its own way"
+        )
+    sizes = (config.image_resolution, config.context_length, config.vocab_size)
+    # The entries by which OpenAI's archives are known, here and to OpenAI's build_model, which drops them.
+    marks = {key: torch.tensor(value) for key, value in zip(_SIZES_IN_ARCHIVES, sizes, strict=True)}
+    torch.save({key: value.detach().cpu().clone() for key, value in checkpoint.state_dict.items()} | marks, path)
+
+
+def _write_openclip(checkpoint: Checkpoint, path: Path) -> None:
+    path.mkdir()
+    config = configs.openclip_config(checkpoint.config, checkpoint.preprocess)
+    if checkpoint.config.is_resnet and checkpoint.config.vision_heads * 2 != checkpoint.config.vision_width:
+        raise ConversionError(f"OpenCLIP's ResNets have heads of width 64, not {checkpoint.config.vision_heads} heads")
+    _write_json(path / "open_clip_config.json", config)
+    _save_safetensors(checkpoint.state_dict, path / "open_clip_model.safetensors", {"format": "pt"})
+
+
+def _write_transformers(checkpoint: Checkpoint, path: Path) -> None:
+    if checkpoint.preprocess.resize == "longest":
+        raise ConversionError("transformers' CLIPImageProcessor cannot hold resize 'longest'")
+    tensors = formats.from_openai(checkpoint.state_dict, "transformers")
+    path.mkdir()
+    _write_json(path / "config.json", configs.transformers_config(checkpoint.config))
+    _write_json(path / "preprocessor_config.json", configs.transformers_preprocessor(checkpoint.preprocess))
+    _save_safetensors(tensors, path / "model.safetensors", {"format": "pt"})
+    _write_tokenizer(checkpoint.config, path)
+
+
+def _write_tokenizer(config: CLIPConfig, path: Path) -> None:
+    """The files of transformers' ``CLIPTokenizer``, from our vocabulary."""
+    from clip.simple_tokenizer import SimpleTokenizer
+
+    tokenizer = SimpleTokenizer()
+    if config.vocab_size != len(tokenizer.encoder):
+        return  # a model with a vocabulary of its own, which we do not have
+    _write_json(path / "vocab.json", tokenizer.encoder)
+    merges = "".join(f"{' '.join(pair)}\n" for pair in tokenizer.bpe_ranks)
+    (path / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
+    _write_json(path / "special_tokens_map.json", special)
+    _write_json(
+        path / "tokenizer_config.json",
+        {
+            **special,
+            "tokenizer_class": "CLIPTokenizer",
+            "do_lower_case": True,
+            "model_max_length": config.context_length,
+        },
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -17,7 +17,8 @@ from clip.errors import ImageError
 __all__ = ["FORMATS", "ImageHeader", "exif_orientation", "read_header"]
 
 _MAX_JPEG_SCANS = 500
-"""A progressive JPEG has about ten scans. Each is a pass over all pixels, however few bytes it has."""
+"""A progressive JPEG has about ten scans. Each is a pass over all pixels, however few bytes it has; a scan of any other
+JPEG has bytes for each of its pixels."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,22 +57,23 @@ def read_header(data: bytes) -> ImageHeader:
 # --- JPEG -------------------------------------------------------------------------------------------------------------
 
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF markers; the three others are DHT, JPG and DAC
+_JPEG_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _JPEG_NEEDED = {*_JPEG_FRAMES, 0xC4, 0xCC, 0xDB, 0xDD, 0xE0, 0xEE}  # and DQT, DRI, JFIF, Adobe (which has the colours)
 
 
 def _read_jpeg(data: bytes) -> ImageHeader:
     view = memoryview(data)
     parts = [view[:2]]
-    size, channels, bits, orientation = None, 0, 8, 1
+    size, channels, bits, orientation, is_progressive = None, 0, 8, 1, False
     for marker, start, end in _jpeg_segments(data):
         if marker == 0xDA:  # start of scan: what follows is the picture
-            if data.count(b"\xff\xda", start) > _MAX_JPEG_SCANS:
+            if is_progressive and data.count(b"\xff\xda", start) > _MAX_JPEG_SCANS:
                 raise ImageError(f"the JPEG has more than {_MAX_JPEG_SCANS} scans, which can only be an attack")
             parts.append(view[start:])
             break
         if marker in _JPEG_FRAMES:
             bits, height, width, channels = struct.unpack_from(">BHHB", data, start + 4)
-            size = (width, height)
+            size, is_progressive = (width, height), marker in _JPEG_PROGRESSIVE
         elif marker == 0xE1 and data.startswith(b"Exif\0\0", start + 4) and orientation == 1:
             orientation = exif_orientation(data[start + 10 : end])
         if marker in _JPEG_NEEDED:
@@ -284,6 +286,23 @@ def exif_orientation(exif: bytes) -> int:
     return 1
 
 
+# --- AVIF -------------------------------------------------------------------------------------------------------------
+
+
+def _read_avif(data: bytes) -> ImageHeader:
+    """Only the decoder can tell the size. The EXIF is hidden from it: an AVIF turns by its own transform boxes."""
+    view, parts, position = memoryview(data), [], 0
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", data, position + 8)
+        end = position + max(length, 8) if length else len(data)
+        # Everything but the pixels is a directory, where this is the type of an item.
+        parts.append(view[position:end] if kind == b"mdat" else data[position:end].replace(b"Exif", b"none"))
+        position = end
+    return ImageHeader("AVIF", parts=tuple(parts))
+
+
 # --- all formats ------------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +332,7 @@ _READERS: list[tuple[str, Callable[[bytes], bool], Callable[[bytes], ImageHeader
     ("GIF", lambda data: data[:6] in (b"GIF87a", b"GIF89a"), _read_gif),
     ("TIFF", lambda data: data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _read_tiff),
     ("BMP", lambda data: data[:2] == b"BM", _sizeless("BMP")),
-    ("AVIF", _is_avif, _sizeless("AVIF")),
+    ("AVIF", _is_avif, _read_avif),
     ("PPM", _is_netpbm, _sizeless("PPM")),
 ]
 

@@ -44,7 +44,7 @@ MAX_BYTES = 1 << 28
 # What Pillow's decoders raise on malformed files, found by mutating files of each format.
 _DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError),
-    *(MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
+    *(AssertionError, MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
 )
 
 
@@ -83,38 +83,40 @@ def _read_bytes(source: ImageSource) -> tuple[str, bytes]:
     if isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
         try:
-            with Path(source).open("rb") as file:
-                return name, _read_stream(file, name)
+            with Path(source).open("rb", buffering=0) as file:
+                return name, _read_stream(file, name, expected_bytes=os.fstat(file.fileno()).st_size)
+        except ImageError:
+            raise
         except IsADirectoryError as error:
             raise ImageError(f"{name}: is a directory; pass the path of one picture") from error
         except FileNotFoundError as error:
             raise ImageError(f"{name}: no such file; check the path") from error
         except (OSError, ValueError) as error:  # ValueError: a null character in the path
-            if isinstance(error, ImageError):
-                raise
             raise ImageError(f"{name}: cannot be read ({error}); check its permissions") from error
-    name = str(getattr(source, "name", "<stream>"))
     if not hasattr(source, "read"):
         raise TypeError(f"expected a path, bytes or a binary file, found {type(source).__name__}")
+    name = str(getattr(source, "name", "<stream>"))
     try:
         return name, _read_stream(source, name)
+    except ImageError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
         raise ImageError(f"{name}: cannot be read ({error}); pass a file opened with mode 'rb'") from error
 
 
-def _read_stream(file: BinaryIO, name: str) -> bytes:
+def _read_stream(file: BinaryIO | io.FileIO, name: str, *, expected_bytes: int = 0) -> bytes:
     """All that is left in ``file``, which may give less than it is asked for."""
+    # Room is allocated for as much as is asked for, so that must not be the limit itself.
+    chunk_bytes = min(max(expected_bytes + 1, 1 << 16), MAX_BYTES + 1)
     chunks: list[bytes] = []
-    room = MAX_BYTES + 1
-    while room and (chunk := file.read(room)):
+    total = 0
+    while chunk := file.read(chunk_bytes):
         if not isinstance(chunk, bytes):
             raise ImageError(f"{name}: gives text instead of bytes; open it with mode 'rb'")
         chunks.append(chunk)
-        room -= len(chunk)
-    if not room:
-        raise ImageError(f"{name}: has more than {MAX_BYTES} bytes; re-encode the picture as JPEG or PNG")
+        total += len(chunk)
+        if total > MAX_BYTES:
+            raise ImageError(f"{name}: has more than {MAX_BYTES} bytes; re-encode the picture as JPEG or PNG")
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -206,7 +208,8 @@ def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
         raise ImageError("the samples are floating-point numbers of no defined range; export it with 8 or 16 bits")
     if image.mode == "LAB":
         return _lab_to_rgb(image)
-    if image.has_transparency_data:
+    has_alpha_palette = image.palette is not None and image.palette.mode == "RGBA"
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info or has_alpha_palette:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")

@@ -32,7 +32,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 
 from clip.errors import ChecksumError, ConfigError, DownloadError
 
@@ -122,22 +122,27 @@ def mirrored(url: str) -> str:
     mirror = os.environ.get("EVERYCLIP_MIRROR", "").strip().rstrip("/")
     if not mirror:
         return url
-    if urlsplit(mirror).scheme not in ("http", "https") or not urlsplit(mirror).netloc:
-        raise ConfigError(f"EVERYCLIP_MIRROR is {_shown(mirror)!r}; it must begin with https://HOST or http://HOST")
+    _split(mirror, "EVERYCLIP_MIRROR")
     parts = urlsplit(url)
     return mirror + urlunsplit(("", "", parts.path, parts.query, ""))
 
 
+def _split(url: str, whose: str) -> SplitResult:
+    """The parts of a web address. Raises ConfigError if it is none."""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:  # reading the port checks it
+            return parts
+    raise ConfigError(f"{whose} {_shown(url)!r} is not a web address; it must be of the form https://HOST/PATH")
+
+
 def _shown(url: str) -> str:
     """The address for messages and notes: without credentials and query, either of which may be secret."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return re.sub(r"(?<=//)[^/]*@", "", re.split(r"[?#]", url, maxsplit=1)[0])
 
 
 def _filename(url: str, filename: str | None) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ConfigError(f"cannot download {_shown(url)!r}: the address must begin with https://HOST or http://HOST")
+    parts = _split(url, "the address")
     name = unquote(parts.path).rsplit("/", 1)[-1] if filename is None else filename
     if name in ("", ".", "..", _RECORDS) or re.search(r"[/\\\x00-\x1f]", name):
         raise ConfigError(f"{name!r} cannot be the name of a downloaded file; pass filename=")
@@ -474,10 +479,10 @@ def _receive_rest(partial: _Partial, job: _Job) -> None:
                     failures = 0
                 failures += 1
                 if failures >= policy.attempts:
+                    kept = f" {partial.size} bytes are kept: call again to continue." if partial.size else ""
                     raise DownloadError(
-                        f"{_shown(job.source)}: {error}; gave up after {failures} failures in a row. The "
-                        f"{partial.size} bytes at hand are kept: call again to continue, use another server with "
-                        f"EVERYCLIP_MIRROR, or {job.by_hand}"
+                        f"{_shown(job.source)}: {error}; gave up after {failures} failures in a row.{kept} Check the "
+                        f"network, use another server with EVERYCLIP_MIRROR, or {job.by_hand}"
                     ) from error
                 wait = error.wait_seconds
                 if wait is None:  # spread, so that the nodes of a cluster do not all come back at once
@@ -532,6 +537,8 @@ def _request(session: requests.Session, partial: _Partial, job: _Job) -> request
         )
     except (requests.TooManyRedirects, requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
         raise DownloadError(f"{_shown(job.source)}: {error}; use another address, or {job.by_hand}") from error
+    except requests.exceptions.ProxyError as error:
+        raise _TransientError(f"no connection to the proxy ({_reason(error)})") from error
     except requests.RequestException as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):  # does not heal by trying again
             raise DownloadError(
@@ -547,7 +554,10 @@ def _refuse_downgrade(response: requests.Response, *_: object, **__: object) -> 
     if not response.is_redirect or location is None:
         return
     response.close()  # or requests would read the body of the redirect, however long, into memory
-    following = urljoin(response.url, location)
+    try:
+        following = urljoin(response.url, location)
+    except ValueError as error:
+        raise DownloadError(f"{_shown(response.url)} redirects to a malformed address: {error}") from error
     if urlsplit(response.url).scheme == "https" and urlsplit(following).scheme != "https":
         raise DownloadError(
             f"{_shown(response.url)} redirects to {_shown(following)}, which is not encrypted, and that is never "
@@ -621,7 +631,13 @@ def _check_room(partial: _Partial, job: _Job, total: int | None) -> None:
 def _reason(error: Exception) -> str:
     """The innermost words of an error: the outer ones quote addresses, which may hold secrets, and object ids."""
     inner = error
-    while isinstance(following := getattr(inner, "reason", None) or (inner.args or [None])[0], Exception):
+    while (following := _cause(inner)) is not None:
         inner = following
     # urllib3 puts the connection first: "<HTTPSConnection(…) at 0x…>: Failed to …", "HTTPConnectionPool(…): Read …"
     return re.sub(r"^\(?'?(<[^>]*>|\w+\([^)]*\)): ", "", str(inner)) or type(inner).__name__
+
+
+def _cause(error: Exception) -> Exception | None:
+    """What an error of requests or urllib3 wraps; they keep it in one of these places."""
+    places = (getattr(error, "reason", None), getattr(error, "original_error", None), *error.args[:1])
+    return next((place for place in places if isinstance(place, Exception)), None)

@@ -194,18 +194,22 @@ def _download(repository: _Repository, cache: Path | None, cached: Path | None) 
     weights = [name for name in chosen if name not in _CONFIGS]
     new = [name for name in weights if not _has(repository.id, name, info.sha, cache)]
     try:
-        # Configurations first: where the cache has weights, it then has what says how to read them. By the name of the
-        # branch and not by commit: only that records, for offline use, where the branch is.
-        for names in (configs, weights):
-            folder = hub.snapshot_download(
-                repository.id, revision=repository.revision, cache_dir=cache, allow_patterns=names
+        # By commit, so that files of two commits never mix. Configurations first: where the cache has weights, it then
+        # has what says how to read them.
+        for names in filter(None, (configs, weights)):
+            folder = Path(
+                hub.snapshot_download(repository.id, revision=info.sha, cache_dir=cache, allow_patterns=names)
+            )
+        _check(folder, new, sha256s)
+        if folder != cached:  # asked for by its name once, the branch is also found offline
+            hub.snapshot_download(
+                repository.id, revision=repository.revision, cache_dir=cache, allow_patterns=configs or weights
             )
     except transport_errors as error:
         raise _unreachable(repository, error) from error
-    _check(Path(folder), new, sha256s)
-    if not _is_complete(Path(folder)):
-        raise DownloadError(f"{repository} lacks files that its index names, or changed meanwhile: see {folder}")
-    return Path(folder)
+    if not _is_complete(folder):
+        raise DownloadError(f"{repository} lacks shards that its index names; ask its owner, or name another @revision")
+    return folder
 
 
 def _has(repo_id: str, name: str, commit: str | None, cache: Path | None) -> bool:

@@ -9,9 +9,11 @@ import io
 import logging
 import os
 import random
+import re
 import resource
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -301,9 +303,12 @@ def test_an_encoded_slash_in_the_address_does_not_leave_the_folder(tmp_path: Pat
     assert fetch("http://h.example/..%2F..%2Fx.pt", sha256=None, directory=tmp_path) == tmp_path / "x.pt"
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host.example/x.pt", "x.pt", "https:///x.pt"])
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "ftp://host.example/x.pt", "x.pt", "https:///x.pt", "http://[::1/x.pt", "http://h:x/x.pt"],
+)
 def test_only_web_addresses_are_fetched(url: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="must begin with https://HOST"):
+    with pytest.raises(ConfigError, match=rf"'{re.escape(url)}' is not a web address; .* https://HOST/PATH"):
         fetch(url, sha256=None, directory=tmp_path)
 
 
@@ -596,6 +601,20 @@ def test_nobody_listening_is_said_plainly(tmp_path: Path) -> None:
         fetch(url, sha256=SHA256, directory=tmp_path, policy=QUICK)
 
 
+def test_a_certificate_that_is_not_accepted_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def refuse(*_: object, **__: object) -> requests.Response:
+        calls.append(None)
+        inner = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+        raise requests.exceptions.SSLError(inner)
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", refuse)
+    with pytest.raises(DownloadError, match=r"certificate is not accepted .*REQUESTS_CA_BUNDLE"):
+        fetch("https://secure.example/tiny.pt", sha256=SHA256, directory=tmp_path, policy=QUICK)
+    assert len(calls) == 1
+
+
 def test_redirects_are_followed_and_end(server: Server, tmp_path: Path) -> None:
     server.answers = [status(302, Location="/elsewhere/tiny.pt"), status(307, Location=server.url), File()]
     assert get(server, tmp_path).read_bytes() == BODY
@@ -609,8 +628,9 @@ def test_the_body_of_a_redirect_is_not_read(server: Server, tmp_path: Path) -> N
     assert get(server, tmp_path).read_bytes() == BODY
 
 
-def test_a_redirect_out_of_the_web_is_refused(server: Server, tmp_path: Path) -> None:
-    server.answers = [status(302, Location="file:///etc/passwd")]
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "http://[::1/x.pt"])
+def test_a_redirect_out_of_the_web_is_refused(server: Server, tmp_path: Path, location: str) -> None:
+    server.answers = [status(302, Location=location)]
     with pytest.raises(DownloadError):
         get(server, tmp_path)
     assert len(server.requests) == 1
@@ -827,6 +847,17 @@ def test_the_usual_proxy_variables_are_heeded(server: Server, tmp_path: Path, mo
     assert [path for path, _ in server.requests] == ["http://unreachable.invalid/x/tiny.pt"]
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_does_not_answer_is_named_without_its_password(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(scheme + "_proxy", "http://me:SECRET@127.0.0.1:1")
+    with pytest.raises(DownloadError, match=r"no connection to the proxy \(.*refused\)") as caught:
+        fetch(f"{scheme}://host.invalid/x.pt?signature=SECRET", sha256=None, directory=tmp_path, policy=QUICK)
+    assert "SECRET" not in str(caught.value)
+    assert "kept" not in str(caught.value)  # there is nothing yet
+
+
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_mirror_replaces_scheme_and_host_and_keeps_the_path(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slash: str
@@ -837,7 +868,7 @@ def test_a_mirror_replaces_scheme_and_host_and_keeps_the_path(
     assert [path for path, _ in server.requests] == [f"/weights{PATH}?v=1"]
 
 
-@pytest.mark.parametrize("mirror", ["mirror.example", "file:///weights", "https://"])
+@pytest.mark.parametrize("mirror", ["mirror.example", "file:///weights", "https://", "https://[::1"])
 def test_a_mirror_that_is_no_web_address_is_refused(mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVERYCLIP_MIRROR", mirror)
     with pytest.raises(ConfigError, match="EVERYCLIP_MIRROR"):

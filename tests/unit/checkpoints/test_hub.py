@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -85,7 +85,10 @@ class Handler(BaseHTTPRequestHandler):
         if body is None:
             return self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         headers = {"X-Repo-Commit": commit, "ETag": f'"{self.etag(name, body)}"'}
-        return self.answer(200, headers, bytes(len(body)) if name in repository.damaged else body)
+        self.answer(200, headers, bytes(len(body)) if name in repository.damaged else body)
+        if self.server.after is not None and self.server.after[0] == name and self.command == "GET":
+            self.server.after[1]()
+        return None
 
     @staticmethod
     def etag(name: str, body: bytes) -> str:
@@ -110,6 +113,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
+        self.after: tuple[str, Callable[[], object]] | None = None
+        """What happens once a file of that name was sent."""
 
     @property
     def fetched(self) -> list[str]:
@@ -260,8 +265,22 @@ def test_shards_come_with_their_index(server: Server, tmp_path: Path) -> None:
     server.repositories[ID] = Repository(
         {SECOND: {**files, "model-00001-of-00002.safetensors": b"x"}}, {"main": SECOND}
     )
-    with pytest.raises(DownloadError, match="lacks files that its index names"):
+    with pytest.raises(DownloadError, match="lacks shards that its index names"):
         fetch_repository(ID, cache=tmp_path)
+
+
+def test_weights_alone_are_enough(server: Server, tmp_path: Path) -> None:
+    server.repositories[ID] = Repository({FIRST: {"model.safetensors": b"weights", "README.md": b""}})
+    assert [path.name for path in fetch_repository(ID, cache=tmp_path).iterdir()] == ["model.safetensors"]
+
+
+def test_a_branch_that_moves_during_the_download_is_not_mixed(server: Server, tmp_path: Path) -> None:
+    server.repositories[ID].commits[SECOND] = {**FILES, "open_clip_model.safetensors": b"other"}
+    server.after = ("open_clip_config.json", lambda: server.repositories[ID].branches.update(main=SECOND))
+    for expected in (FILES["open_clip_model.safetensors"], b"other"):
+        folder = fetch_repository(ID, cache=tmp_path)
+        assert (folder / "open_clip_model.safetensors").read_bytes() == expected
+        assert (folder / "open_clip_config.json").exists()
 
 
 def test_a_bad_index_is_an_error(server: Server, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from clip.errors import CheckpointError
 
 __all__ = ["Archive", "read_archive"]
 
-MAX_PICKLE_BYTES = 64 << 20
-"""Largest structure that is read; that of an OpenAI archive has about half a megabyte."""
+MAX_PICKLE_BYTES = 8 << 20
+"""Largest structure that is read, some seconds of work; that of an OpenAI archive has about half a megabyte."""
 MAX_OBJECTS = 1_000_000
 """Most attributes that are visited in a TorchScript module; those of an OpenAI archive have about 10,000."""
 
@@ -74,6 +74,8 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Archive:
 def _read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
     if info.file_size > limit:
         raise CheckpointError(f"{info.filename} has {info.file_size:,} bytes; the limit is {limit:,}")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise CheckpointError(f"{info.filename} is compressed; torch writes it as it is: save the model again")
     with archive.open(info) as file:
         return file.read(limit)
 

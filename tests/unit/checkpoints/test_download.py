@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import io
@@ -36,7 +37,7 @@ BODY = random.Random(0).randbytes(1_000_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
 OTHER = random.Random(1).randbytes(len(BODY))
 PATH = f"/clip/models/{SHA256}/tiny.pt"
-QUICK = RetryPolicy(connect_seconds=5, stall_seconds=0.3, attempts=4, backoff_seconds=0.001, max_wait_seconds=0.05)
+QUICK = RetryPolicy(connect_seconds=10, stall_seconds=10, attempts=4, backoff_seconds=0.001, max_wait_seconds=0.05)
 
 
 # --- A server whose behaviour is a list of answers --------------------------------------------------------------------
@@ -511,8 +512,9 @@ def test_a_server_that_refuses_ranges_nobody_asked_for_gives_no_empty_file(serve
 
 def test_a_silent_server_is_left_and_asked_again(server: Server, tmp_path: Path) -> None:
     server.answers = [lambda handler: time.sleep(0.8), File(stall_after=500_000), File()]
-    assert get(server, tmp_path).read_bytes() == BODY
-    assert len(server.requests) == 3
+    policy = dataclasses.replace(QUICK, stall_seconds=0.3, attempts=20)  # a busy machine may be silent once more
+    assert fetch(server.url, sha256=SHA256, directory=tmp_path, policy=policy).read_bytes() == BODY
+    assert len(server.requests) >= 3
 
 
 def test_progress_starts_the_count_of_failures_again(server: Server, tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""Arguments of a command → a stream of picture files: files, folders, patterns, and lists on stdin."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import click
+
+__all__ = ["EXTENSIONS", "STDIN", "count", "find", "lines_of_stdin"]
+
+EXTENSIONS = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".bmp", ".dib"),
+        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    }
+)
+"""What is taken from a folder. A file that is named is tried whatever it is called."""
+
+STDIN = "-"
+
+
+def find(arguments: Sequence[str], *, on_empty: Callable[[str], None]) -> Iterator[str]:
+    """Paths in the order of the arguments; a folder or pattern gives its files sorted by name.
+
+    Folders are searched with the folders inside; hidden files, and links to folders, are passed over.
+    on_empty: told of an argument that gave nothing. A path that does not exist is given as it is: reading it will fail.
+    """
+    for argument in arguments:
+        if argument == STDIN:
+            yield from lines_of_stdin()
+            continue
+        found = False
+        for path in _expanded(argument):
+            found = True
+            yield path
+        if not found:
+            on_empty(argument)
+
+
+def count(arguments: Sequence[str]) -> int | None:
+    """How many paths ``find`` will give, or None if they come from stdin."""
+    return None if STDIN in arguments else sum(1 for _ in find(arguments, on_empty=lambda argument: None))
+
+
+def lines_of_stdin() -> Iterator[str]:
+    """The lines of stdin as they come, without their ends; empty ones are passed over.
+
+    They are read as bytes, because a file name need not be UTF-8.
+    """
+    for line in sys.stdin.buffer:
+        if name := line.rstrip(b"\r\n"):
+            yield os.fsdecode(name)
+
+
+def _expanded(argument: str) -> Iterable[str]:
+    if os.path.isdir(argument):  # noqa: PTH112  # a name may hold a NUL
+        return _pictures_in(argument)
+    if glob.has_magic(argument) and not os.path.lexists(argument):
+        return _matches(argument)
+    return (argument,)
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    for path in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207  # pathlib's has no absolute patterns
+        if os.path.isdir(path):  # noqa: PTH112
+            continue
+        yield path
+
+
+def _pictures_in(folder: str) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise click.ClickException(f"folder {folder} cannot be read: {error.strerror}") from error
+    for entry in ordered:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _pictures_in(entry.path)
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():  # noqa: PTH122
+            yield entry.path

@@ -1,0 +1,250 @@
+"""Streams of images or texts → unit-norm embeddings, in batches.
+
+Both functions are generators: memory is bounded by a few batches however long the stream, order is kept, and an item
+that cannot be encoded is reported with its position and left out, without shifting the others. Pictures are read and
+preprocessed in threads ahead of the model; texts of similar length are encoded together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from clip.errors import ClipError, ConfigError, ImageError, ShapeError, TextTooLongError
+from clip.images import ImageSource, read_pixels
+from clip.model import CLIP
+from clip.preprocess import Preprocess
+from clip.simple_tokenizer import token_ids
+
+__all__ = ["AnyImage", "Encoded", "Failure", "OnError", "encode_images", "encode_texts", "normalized"]
+
+AnyImage = ImageSource | Image.Image | NDArray[np.uint8] | Tensor
+"""A path, the bytes of a file, an open file, a PIL image, pixels (H, W, 3), or a preprocessed tensor (3, S, S)."""
+
+Source = TypeVar("Source")
+
+_TEXT_WINDOW = 16
+"""Batches of texts that are sorted together: enough that a batch of captions carries almost no padding."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Encoded(Generic[Source]):
+    """What one pass through a tower gave: row i of ``embeddings`` belongs to item i of the two lists."""
+
+    positions: list[int]
+    """Places in the stream, counted from 0 and ascending; those of failures are left out."""
+    sources: list[Source]
+    """The items, as they were passed in."""
+    embeddings: Tensor
+    """(B, E) float32, unit norm, on the model's device."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Failure(Generic[Source]):
+    """An item that has no embedding."""
+
+    position: int
+    source: Source
+    error: ClipError
+
+
+OnError = Callable[[Failure[Any]], None]
+"""Told of each failure in the order of the stream, before the batch that follows it; may raise to end the stream."""
+
+
+def normalized(features: Tensor) -> Tensor:
+    """Features (B, E) of any norm and precision → embeddings (B, E), float32, unit norm."""
+    with torch.autocast(features.device.type, enabled=False):
+        return F.normalize(features.float(), dim=-1)
+
+
+def encode_images(
+    model: CLIP,
+    preprocess: Preprocess,
+    sources: Iterable[AnyImage],
+    *,
+    batch_size: int = 32,
+    workers: int | None = None,
+    on_error: OnError | None = None,
+) -> Iterator[Encoded[AnyImage]]:
+    """Embeddings of images in batches, the files of the next batches being decoded while the model works on this one.
+
+    sources: any iterable, read only ``2 * batch_size`` ahead. Files take the fast path of ``preprocess`` and are turned
+    upright; PIL images take its exact path.
+    workers: threads that decode; by default one per processor that this process may use.
+    on_error: what to do with an image that cannot be read; None raises its ImageError.
+    """
+    _check(model, batch_size)
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}; it must be at least 1")
+
+    def batches() -> Iterator[Encoded[AnyImage]]:
+        prepared = _prepared(preprocess, sources, workers or _processors(), 2 * batch_size, on_error)
+        try:
+            while batch := list(itertools.islice(prepared, batch_size)):
+                pixels = torch.stack([pixels for _, _, pixels in batch]).to(model.logit_scale.device)
+                features = _features(model.encode_image, pixels)
+                yield from _finite([(position, source) for position, source, _ in batch], features, on_error)
+        finally:
+            prepared.close()
+
+    return batches()
+
+
+def encode_texts(
+    model: CLIP,
+    texts: Iterable[str],
+    *,
+    batch_size: int = 256,
+    truncate: bool = False,
+    special_words: bool = False,
+    on_error: OnError | None = None,
+) -> Iterator[Encoded[str]]:
+    """Embeddings of texts in batches. The texts of a window of 16 batches are encoded in order of their length, so that
+    nothing is computed for padding, and given back in theirs.
+
+    truncate: cut what is longer than the context length; otherwise a long text is a TextTooLongError.
+    special_words: False treats ``<|endoftext|>`` in a text as ordinary characters, so that no text can hide its end.
+    on_error: what to do with a text that is too long; None raises.
+    """
+    _check(model, batch_size)
+
+    def batches() -> Iterator[Encoded[str]]:
+        numbered = enumerate(texts)
+        while window := list(itertools.islice(numbered, _TEXT_WINDOW * batch_size)):
+            items, ids = _tokenized(window, model.context_length, truncate, special_words, on_error)
+            if not items:
+                continue
+            order = np.argsort(ids.argmax(axis=1), kind="stable")  # the end token is the largest id
+            features = torch.cat(
+                [
+                    _features(model.encode_text, torch.from_numpy(ids[rows]).to(model.logit_scale.device))
+                    for rows in np.split(order, range(batch_size, len(order), batch_size))
+                ]
+            )
+            restored = torch.empty_like(features)
+            restored[torch.from_numpy(order).to(features.device)] = features
+            for first in range(0, len(items), batch_size):
+                last = first + batch_size
+                yield from _finite(items[first:last], restored[first:last], on_error)
+
+    return batches()
+
+
+def _check(model: CLIP, batch_size: int) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+    if model.training:  # batch statistics would make an embedding depend on its neighbours
+        raise ConfigError("the model is in training mode; call model.eval() before encoding")
+
+
+def _features(encode: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """Embeddings of a batch. Those are ordinary tensors, which a probe may be trained on; inference ones could not."""
+    with torch.inference_mode():
+        features = encode(batch)
+    return normalized(features)
+
+
+def _finite(items: list[tuple[int, Source]], embeddings: Tensor, on_error: OnError | None) -> Iterator[Encoded[Source]]:
+    """The batch without the rows that half precision drove out of range: NaN compares with everything as False."""
+    good = embeddings.isfinite().all(dim=-1).tolist()
+    if not all(good):
+        for (position, source), is_good in zip(items, good, strict=True):
+            if not is_good:
+                error = ClipError(f"item {position}: its features are not finite; load the model with precision='fp32'")
+                _report(Failure(position, source, error), on_error)
+        items = list(itertools.compress(items, good))
+        embeddings = embeddings[torch.tensor(good, device=embeddings.device)]
+    if items:
+        yield Encoded([position for position, _ in items], [source for _, source in items], embeddings)
+
+
+def _report(failure: Failure[Any], on_error: OnError | None) -> None:
+    if on_error is None:
+        raise failure.error
+    on_error(failure)
+
+
+# Images ---------------------------------------------------------------------------------------------------------------
+
+
+def _prepared(
+    preprocess: Preprocess, sources: Iterable[AnyImage], workers: int, ahead: int, on_error: OnError | None
+) -> Generator[tuple[int, AnyImage, Tensor]]:
+    """Position, source and pixels (3, S, S) in order; up to ``ahead`` of them are in work or wait."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-decode")
+    pending: deque[tuple[int, AnyImage, Future[Tensor]]] = deque()
+    numbered = enumerate(sources)
+    try:
+        while True:
+            for position, source in itertools.islice(numbered, ahead - len(pending)):
+                pending.append((position, source, pool.submit(_pixels, preprocess, source)))
+            if not pending:
+                return
+            position, source, future = pending.popleft()
+            try:
+                pixels = future.result()
+            except ImageError as error:
+                _report(Failure(position, source, error), on_error)
+            else:
+                yield position, source, pixels
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pixels(preprocess: Preprocess, source: AnyImage) -> Tensor:
+    if isinstance(source, Tensor):
+        if source.shape != (3, preprocess.size, preprocess.size):
+            raise ShapeError(
+                f"an image has shape {tuple(source.shape)}; this model takes (3, {preprocess.size}, "
+                f"{preprocess.size}), as its preprocess gives it"
+            )
+        return source
+    if isinstance(source, Image.Image | np.ndarray):
+        return preprocess(source)
+    return preprocess(read_pixels(source, shorter_side=preprocess.size))
+
+
+def _processors() -> int:
+    """How many processors this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# Texts ----------------------------------------------------------------------------------------------------------------
+
+
+def _tokenized(
+    items: list[tuple[int, str]], context_length: int, truncate: bool, special_words: bool, on_error: OnError | None
+) -> tuple[list[tuple[int, str]], NDArray[np.int32]]:
+    """The texts that fit, and their ids (n, context_length)."""
+
+    def ids(texts: list[str]) -> NDArray[np.int32]:
+        return token_ids(texts, context_length, truncate, special_words=special_words)
+
+    try:
+        return items, ids([text for _, text in items])
+    except TextTooLongError:  # rare: look for the culprits one by one
+        fitting = []
+        for position, text in items:
+            try:
+                ids([text])
+            except TextTooLongError as error:
+                message = str(error).replace("texts[0]", f"text {position}", 1)
+                _report(Failure(position, text, TextTooLongError(message)), on_error)
+            else:
+                fitting.append((position, text))
+        return fitting, ids([text for _, text in fitting])

@@ -9,9 +9,9 @@ takes. A text goes through four steps:
 3. write the UTF-8 bytes of a piece as printable characters, mark the last with ``</w>``, and merge pairs by rank;
 4. look each symbol up.
 
-Two facts make it fast, and both are exact. Most text is clean already, and ``_is_clean`` proves it far more cheaply
-than ftfy can fix nothing. No piece spans white space, so the ids of a text are those of its chunks, which repeat: they
-are remembered in a table of bounded size.
+Two facts make it fast, and both are exact. Most text is clean already, and ``_is_simple`` proves it far more cheaply
+than ftfy can find nothing to fix. No piece spans white space, so the ids of a text are those of its chunks, which
+repeat: they are remembered in a table of bounded size.
 
 Nothing is read at import; the vocabulary is read when a tokenizer is made, its merges when a word first needs them.
 """
@@ -123,36 +123,43 @@ def whitespace_clean(text: str) -> str:
     return str(regex.sub(r"\s+", " ", text)).strip()
 
 
-# When is cleaning the identity, up to white space? `ftfy.fix_text` (6.2, 6.3) applies the steps below to each line, and
-# returns when a round changes nothing; then HTML entities are decoded. The characters that each step changes:
+# When does cleaning change nothing but white space and curly quotes? `ftfy.fix_text` (6.2, 6.3) applies the steps below
+# to each line until a round changes nothing; then HTML entities are decoded. What each step can change:
 #
-#   unescape_html, html.unescape   only "&" before a letter, or before "#" (names of entities begin with a letter)
-#   fix_encoding                   nothing in a line that is ASCII or not `is_bad`; see _MOJIBAKE
+#   unescape_html, html.unescape   "&" before a letter, or before "#": names of entities begin with a letter
+#   fix_encoding                   nothing in a line that is ASCII or not `is_bad`; see _SUSPECTS
 #   fix_c1_controls                U+0080–9F
 #   fix_latin_ligatures            Ĳ ĳ ŉ, Ǆ–ǌ, Ǳ–ǳ, U+FB00–FB06
 #   fix_character_width            U+3000, U+FF01–FFEF
-#   uncurl_quotes                  U+02BC, U+2018–201F
+#   uncurl_quotes                  U+02BC, U+2018–201F: _straighten does the same. Straight quotes compose with nothing
+#                                  and make no line bad that was not, so a second round changes nothing
 #   fix_line_breaks                \r, U+0085, U+2028, U+2029: white space to white space, but a line may then end
 #   fix_surrogates                 U+D800–DFFF
 #   remove_terminal_escapes        U+001B
 #   remove_control_chars           U+0000–08, 0B, 0E–1F, 7F, U+206A–206F, FEFF, FFF9–FFFC
 #   normalize                      text that is not NFC
 #
-# So ASCII without the few of these is clean; other text is if it has none of these, is NFC and is not bad. Lines matter
-# to `is_bad`, which looks at their start, and ftfy also ends a line after a million characters: beyond ASCII, text of
-# several lines takes the long way. Where none of \x1c–\x1f is left, `str.split` and \s agree on what white space is.
-# A test holds each code point, ftfy's own tables and random text against this list.
+# So ASCII without the few of these is simple; other text is if it has none of these, is NFC and is not bad. Lines
+# matter to `is_bad`, which looks at their start, and ftfy also ends a line after a million characters: beyond ASCII,
+# text of several lines takes the long way. Where none of \x1c–\x1f is left, `str.split` and \s agree on white space.
+# Tests hold each code point, ftfy's own tables and random text against this list.
 _CHANGES_ASCII = re.compile(r"[^\t\n\f\r -~]|&[#0-9A-Za-z]")
 _CHANGES = re.compile(
-    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\u02bc\u2018-\u201f\u2028\u2029\u206a-\u206f"
-    "\u3000\ud800-\udfff\ufb00-\ufb06\ufeff\uff01-\uffef\ufff9-\ufffc]|&[#0-9A-Za-z]"
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\u2028\u2029\u206a-\u206f\u3000\ud800-\udfff"
+    "\ufb00-\ufb06\ufeff\uff01-\uffef\ufff9-\ufffc]"
 )
+_ENTITY = re.compile("&[#0-9A-Za-z]")
+_SINGLE_QUOTES = re.compile("[\u02bc\u2018-\u201b]")
+_DOUBLE_QUOTES = re.compile("[\u201c-\u201f]")
 _FTFY_LINE = 1_000_000
 
-# Every alternative of ftfy's pattern for "bad" text needs a character that a one-byte encoding can produce: Latin,
-# Greek, Cyrillic, punctuation, symbols, the private apple, ligatures, U+FFFD. Its other parts (\s, \w, a-z, "anything
-# but") also match ASCII; were they enough, ASCII could be bad. Emoji, Chinese, Hindi or Arabic need not be asked.
-_MOJIBAKE = re.compile("[\x80-\u052f\u2000-\u2bff\ue000-\uf8ff\ufb00-\ufb06\ufffd]")
+# A line is bad if ftfy's pattern matches, which takes microseconds to find out. Each of its alternatives needs one of
+# the following, as a test proves from the pattern itself: Western symbols and capitals, Central Europe's letters, some
+# punctuation, box drawing. Text without them, such as French in lower case, Russian, Chinese or emoji, is not bad.
+_SUSPECTS = re.compile(
+    "[\x80-\x9f\xa1-\xb6\xb8-\xde\xf7\u0100-\u0385\u0402\u0490\u0491\u2016-\u2018\u201a-\u2025\u2027-\u25ff"
+    "\ue000-\uf8ff\ufb00-\ufb06\ufffd]"
+)
 
 
 @functools.cache
@@ -162,16 +169,27 @@ def _is_bad() -> Callable[[str], bool]:
     return is_bad
 
 
-def _is_clean(text: str) -> bool:
-    """Whether cleaning could change nothing in ``text`` but white space. May say no to text that is clean."""
+def _is_simple(text: str) -> bool:
+    """Whether cleaning can change nothing in ``text`` but white space and curly quotes. May say no without need."""
     if text.isascii():
-        return not _CHANGES_ASCII.search(text)
+        # The first two alone decide about most captions, at a tenth of the pattern's cost.
+        return (text.isprintable() and "&" not in text) or not _CHANGES_ASCII.search(text)
     return (
         not _CHANGES.search(text)
+        and not ("&" in text and _ENTITY.search(text))
         and unicodedata.is_normalized("NFC", text)
         and len(text) <= _FTFY_LINE
-        and not (_MOJIBAKE.search(text) and _is_bad()(text))
+        and not (_SUSPECTS.search(text) and _is_bad()(text))
     )
+
+
+def _straighten(text: str) -> str:
+    return text if text.isascii() else _DOUBLE_QUOTES.sub('"', _SINGLE_QUOTES.sub("'", text))
+
+
+def _clean(text: str) -> str:
+    """``text`` as both cleanings make it, up to white space, mostly without their cost."""
+    return _straighten(text) if _is_simple(text) else whitespace_clean(basic_clean(text))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,7 +211,7 @@ class SimpleTokenizer:
         self._merges = _read_merges(bpe_path)
         symbols = list(self.byte_encoder.values())
         symbols += [symbol + END_OF_WORD for symbol in symbols]
-        symbols += [merge.replace(" ", "") for merge in self._merges]
+        symbols += "\n".join(self._merges).replace(" ", "").split("\n")
         # Merging gives back each word of our vocabulary whole (a test tries them all), as it must where a table was
         # learned by the same merging. A table by somebody else may be made otherwise: there, no such short cut.
         self._whole_words = len(symbols) if os.fspath(bpe_path) == default_bpe() else 0
@@ -254,20 +272,11 @@ class SimpleTokenizer:
         """
         if not isinstance(text, str):
             raise TypeError(f"a text must be a str, not {_describe(text)}")
-        if not _is_clean(text):
-            text = whitespace_clean(basic_clean(text))
-        text = text.lower()
-        chunks = text.split()
+        chunks = _clean(text).lower().split()
         if special_words and self._pat is not None:
             chunks = [" ".join(chunks)]  # a pattern of somebody else's may span white space
         known = self._known[special_words]
-        found = [known.get(chunk) for chunk in chunks]
-        ids = b"".join(
-            [
-                self._learn(chunk, special_words) if packed is None else packed
-                for chunk, packed in zip(chunks, found, strict=True)
-            ]
-        )
+        ids = b"".join([known.get(chunk) or self._learn(chunk, special_words) for chunk in chunks])
         return memoryview(ids).cast(_INT).tolist()
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -302,13 +311,13 @@ class SimpleTokenizer:
 
 def _read_merges(path: str | os.PathLike[str]) -> list[str]:
     """The merges of a file, "left right" each, in order of rank."""
+    text = ""
     with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-        lines = list(itertools.islice(file, 1, 1 + MERGES))
-    merges = [line.removesuffix("\n") for line in lines]
-    if lines and len(lines) < MERGES and lines[-1].endswith("\n"):
-        # OpenAI compatibility: in a shorter file, what follows the last line break counts, and moves the special ids.
-        merges.append("")
-    return merges
+        # The bundled file is five times longer than what is used of it.
+        while text.count("\n") <= MERGES and (block := file.read(1 << 19)):
+            text += block
+    # OpenAI compatibility: in a shorter file, what follows the last line break counts, and moves the special ids.
+    return text.split("\n")[1 : 1 + MERGES]
 
 
 def _merge(symbols: list[str], ranks: dict[str, int]) -> list[str]:
@@ -320,28 +329,30 @@ def _merge(symbols: list[str], ranks: dict[str, int]) -> list[str]:
     count = len(symbols)
     following = list(range(1, count + 1))
     preceding = list(range(-1, count - 1))
-    heap = [
-        (rank, i)
-        for i, (left, right) in enumerate(itertools.pairwise(symbols))
-        if (rank := ranks.get(f"{left} {right}")) is not None
-    ]
+    # The rank of each symbol and the one that follows it now; entries of the heap that say otherwise are stale.
+    current = [ranks.get(f"{left} {right}") for left, right in itertools.pairwise(symbols)]
+    current.append(None)
+    heap = [(rank, i) for i, rank in enumerate(current) if rank is not None]
     heapify(heap)
     made: list[tuple[int, int]] = []
     while heap:
         rank, i = heappop(heap)
-        j = following[i]
-        # Stale entries are passed over: one of the two symbols has merged with its other neighbour since.
-        if j < count and ranks.get(f"{symbols[i]} {symbols[j]}") == rank:
+        if current[i] == rank:
+            h, j = preceding[i], following[i]
+            k = following[i] = following[j]
             symbols[i] += symbols[j]
-            symbols[j] = ""
-            following[i] = k = following[j]
+            symbols[j], current[j] = "", None
             if k < count:
                 preceding[k] = i
-                if (new := ranks.get(f"{symbols[i]} {symbols[k]}")) is not None:
+                current[i] = new = ranks.get(f"{symbols[i]} {symbols[k]}")
+                if new is not None:
                     made.append((new, i))
-            h = preceding[i]
-            if h >= 0 and (new := ranks.get(f"{symbols[h]} {symbols[i]}")) is not None:
-                made.append((new, h))
+            else:
+                current[i] = None
+            if h >= 0:
+                current[h] = new = ranks.get(f"{symbols[h]} {symbols[i]}")
+                if new is not None:
+                    made.append((new, h))
         if made and not (heap and heap[0][0] == rank):
             for entry in made:
                 heappush(heap, entry)

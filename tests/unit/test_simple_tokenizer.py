@@ -182,57 +182,82 @@ def every_character() -> str:
     return "".join(map(chr, range(sys.maxunicode + 1)))
 
 
-def test_is_clean_knows_each_character_that_ftfy_changes() -> None:
+def test_is_simple_knows_each_character_that_ftfy_changes() -> None:
     everything = every_character()
     changed = {*ftfy.chardata.LIGATURES, *ftfy.chardata.WIDTH_MAP, *ftfy.chardata.CONTROL_CHARS}
     for pattern in (
         ftfy.chardata.C1_CONTROL_RE,
-        ftfy.chardata.SINGLE_QUOTE_RE,
-        ftfy.chardata.DOUBLE_QUOTE_RE,
         ftfy.fixes.SURROGATE_RE,
     ):
         changed |= {ord(character) for character in pattern.findall(everything)}
-    assert not [hex(c) for c in changed if simple_tokenizer._is_clean("a" + chr(c) + "b")]
+    assert not [hex(c) for c in changed if simple_tokenizer._is_simple("a" + chr(c) + "b")]
+    for ours, theirs in (
+        (simple_tokenizer._SINGLE_QUOTES, ftfy.chardata.SINGLE_QUOTE_RE),
+        (simple_tokenizer._DOUBLE_QUOTES, ftfy.chardata.DOUBLE_QUOTE_RE),
+    ):
+        assert ours.findall(everything) == theirs.findall(everything)
 
 
-def test_what_is_called_clean_is_clean_for_every_character() -> None:
+def test_what_is_called_clean_is_simple_for_every_character() -> None:
     # In company of a letter and of a digit, one character at a time, then by the thousand.
-    assumed = [c for c in every_character() if simple_tokenizer._is_clean("x" + c + "1")]
+    assumed = [c for c in every_character() if simple_tokenizer._is_simple("x" + c + "1")]
     assert len(assumed) > 1_000_000
     lines = [" ".join(assumed[start : start + 1000]) for start in range(0, len(assumed), 1000)]
-    clean = [line for line in lines if simple_tokenizer._is_clean(line)]
+    clean = [line for line in lines if simple_tokenizer._is_simple(line)]
     assert len(clean) > 0.9 * len(lines)
     for text in clean:
-        assert whitespace_clean(basic_clean(text)) == whitespace_clean(text)
+        assert whitespace_clean(basic_clean(text)) == whitespace_clean(simple_tokenizer._straighten(text))
     for character in assumed[:4000]:
         text = "x" + character + "1"
-        assert whitespace_clean(basic_clean(text)) == whitespace_clean(text)
+        assert whitespace_clean(basic_clean(text)) == whitespace_clean(simple_tokenizer._straighten(text))
 
 
-def test_each_character_that_makes_text_bad_is_suspect() -> None:
-    """Comments of the pattern hold such characters too; they can only make this test stricter."""
-    pattern = ftfy.badness.BADNESS_RE.pattern
-    ranges = re.findall(r"([^\x00-\x7f])-([^\x00-\x7f])", pattern)
-    characters = {c for c in pattern if not c.isascii()}
-    characters |= {chr(c) for first, last in ranges for c in range(ord(first), ord(last) + 1)}
-    assert len(characters) > 300
-    assert not [c for c in characters if not simple_tokenizer._MOJIBAKE.search(c)]
+def alternatives_of_bad_text() -> list[list[re.Pattern[str]]]:
+    """The characters, one after the other, that each alternative of ftfy's pattern needs."""
+    pattern = re.sub(r"(?m)#.*$", "", ftfy.badness.BADNESS_RE.pattern)
+    alternatives: list[list[re.Pattern[str]]] = [[]]
+    for atom in re.findall(r"\[[^\]]*\]|\\.|\S", pattern):
+        if atom == "|":
+            alternatives.append([])
+        elif atom == "?":  # the one before may be absent
+            alternatives[-1].pop()
+        elif atom != "^":
+            alternatives[-1].append(re.compile(atom))
+    return alternatives
+
+
+def test_bad_text_needs_a_suspect() -> None:
+    """No alternative can be spelt with the other characters."""
+    others = simple_tokenizer._SUSPECTS.sub("", every_character())
+    alternatives = alternatives_of_bad_text()
+    assert len(alternatives) > 30
+    assert all(alternatives)
+    assert not [atoms for atoms in alternatives if all(atom.search(others) for atom in atoms)]
+
+
+def test_straight_quotes_make_no_text_bad() -> None:
+    """What a straight quote matches, each curly one matches as well."""
+    for atom in itertools.chain.from_iterable(alternatives_of_bad_text()):
+        if atom.match("'") or atom.match('"'):
+            assert all(atom.match(quote) for quote in "\u02bc\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f")
 
 
 @pytest.mark.parametrize("text", ["a & b", "&", "a &; b", "R&", "& &&", "a\tb\fc\r\nd", "<b>", "100% @x #y ~z"])
-def test_common_ascii_is_clean(text: str) -> None:
-    assert simple_tokenizer._is_clean(text)
-    assert whitespace_clean(basic_clean(text)) == whitespace_clean(text)
+def test_common_ascii_is_simple(text: str) -> None:
+    assert simple_tokenizer._is_simple(text)
+    assert whitespace_clean(basic_clean(text)) == whitespace_clean(simple_tokenizer._straighten(text))
 
 
-@pytest.mark.parametrize("text", ["ein schöner Hund", "une école à Paris", "собака", "狗", "σκύλος", "कुत्ता", "dog 🐶"])
-def test_common_text_in_other_languages_is_clean(text: str) -> None:
-    assert simple_tokenizer._is_clean(text)
+@pytest.mark.parametrize(
+    "text", ["ein schöner Hund", "une école à Paris", "собака", "狗", "σκύλος", "कुत्ता", "dog 🐶", "a dog’s “café”"]
+)
+def test_common_text_in_other_languages_is_simple(text: str) -> None:
+    assert simple_tokenizer._is_simple(text)
 
 
 @pytest.mark.parametrize("text", ["&amp", "&#38;", "R&D", "a\x0bb", "\x7f", "\x1b[0m", "e\u0301", "x\n\u00c2 y", "Ã©"])
-def test_what_ftfy_might_change_is_not_called_clean(text: str) -> None:
-    assert not simple_tokenizer._is_clean(text)
+def test_what_ftfy_might_change_is_not_called_simple(text: str) -> None:
+    assert not simple_tokenizer._is_simple(text)
 
 
 # --- Special words

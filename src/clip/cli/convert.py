@@ -43,7 +43,8 @@ def command(
 ) -> None:
     """Rewrite a checkpoint in another format.
 
-    The numbers stay as they are.     SOURCE is a path, a name from 'clip models', or a repository on the Hugging Face Hub. DESTINATION must not exist.
+    The numbers stay as they are. SOURCE is a path, a name from 'clip models', or a repository on the Hugging Face Hub.
+    DESTINATION must not exist.
     """
     checkpoint = clip.convert(source, destination, to, activation=activation)
     if as_json:

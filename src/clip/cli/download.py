@@ -27,7 +27,8 @@ __all__ = ["command"]
 def command(session: Session, names: tuple[str, ...], download_root: str | None, as_json: bool) -> None:
     """Fetch models for use without a network.
 
-    Prints where they are. NAME is one from 'clip models', or a repository on the Hugging Face Hub. What is here already is only verified.
+    Prints where they are. NAME is one from 'clip models', or a repository on the Hugging Face Hub. What is here already
+    is only verified.
     """
     for name in names:  # all of them before the first byte
         if name not in OPENAI_MODELS and name != "pocket" and not is_repository_id(name):

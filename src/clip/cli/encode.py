@@ -54,7 +54,9 @@ def command(
 ) -> int:
     """Write embeddings of pictures or texts.
 
-    They are written to a file, one row each, in their order, at unit norm. PICTURES are files, folders (searched with the folders inside), quoted patterns, or - for a list of paths on stdin.
+    They are written to a file, one row each, in their order, at unit norm. PICTURES are files, folders (searched with
+    the folders inside), quoted patterns, or - for a list of paths on stdin.
+
     Beside the output, FILE.jsonl says what each row is. Items that cannot be encoded are reported, have a line there
     and no row, and the exit status is then 1. After a crash or kill, the same command goes on where it was.
     """

@@ -132,7 +132,7 @@ def test_pictures_come_upright(image_format: str, orientation: int) -> None:
 
 def test_a_reduced_jpeg_comes_upright_too() -> None:
     data = _encode(_picture(256, 128), "JPEG", exif=_exif(6))
-    assert read_pixels(data, shorter_side=16).shape == (64, 32, 3)
+    assert read_pixels(data, shorter_side=16).shape == (128, 64, 3)
 
 
 @pytest.mark.parametrize(
@@ -242,22 +242,33 @@ def _png(width: int, height: int, bits: int, colour: int, row: bytes, *extra: tu
     ("size", "shorter_side", "expected"),
     [
         ((800, 600), None, (800, 600)),
-        ((800, 600), 301, (800, 600)),
-        ((800, 600), 300, (800, 600)),
-        ((800, 600), 150, (400, 300)),
-        ((801, 599), 150, (401, 300)),
-        ((800, 600), 75, (200, 150)),
-        ((800, 600), 37, (100, 75)),
+        ((800, 600), 200, (800, 600)),
+        ((800, 600), 101, (800, 600)),
+        ((800, 600), 100, (400, 300)),
+        ((800, 600), 51, (400, 300)),
+        ((800, 600), 50, (200, 150)),
+        ((800, 600), 25, (100, 75)),
         ((800, 600), 1, (100, 75)),
-        ((600, 800), 75, (150, 200)),
-        ((900, 20), 5, (450, 10)),
+        ((600, 800), 50, (150, 200)),
+        ((804, 600), 25, (201, 150)),
+        ((800, 602), 25, (400, 301)),
+        ((801, 600), 25, (801, 600)),
+        ((900, 24), 4, (450, 12)),
     ],
 )
-def test_a_jpeg_is_decoded_at_twice_the_size_asked_for_or_more(
+def test_a_jpeg_is_decoded_at_three_times_the_size_asked_for_or_more(
     size: tuple[int, int], shorter_side: int | None, expected: tuple[int, int]
 ) -> None:
     pixels = read_pixels(_encode(_picture(*size), "JPEG"), shorter_side=shorter_side)
     assert pixels.shape == (expected[1], expected[0], 3)
+
+
+def test_a_reduced_jpeg_lies_where_the_full_one_does() -> None:
+    data = _encode(_picture(800, 600), "JPEG", quality=95)
+    full, reduced = (
+        np.asarray(Image.fromarray(read_pixels(data, shorter_side=side)).resize((40, 30)), int) for side in (None, 25)
+    )
+    assert np.abs(full - reduced).max() <= 5
 
 
 def test_other_formats_keep_their_size() -> None:

@@ -1,4 +1,4 @@
-"""What loading a checkpoint costs, step by step, on one thread: a random ViT-B/32 in half precision, as OpenAI stores it.
+"""What loading a checkpoint costs, step by step, on one thread: a random ViT-B/32, stored as OpenAI does.
 
     python benchmarks/checkpoints.py
 

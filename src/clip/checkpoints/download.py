@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import os
 import random
@@ -31,9 +30,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 
+from clip.checkpoints.verified import RECORDS, file_sha256, is_verified, read_note, record_path, remember, write_note
 from clip.errors import ChecksumError, ConfigError, DownloadError
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ __all__ = [
     "RetryPolicy",
     "default_directory",
     "fetch",
-    "file_sha256",
     "is_offline",
-    "is_verified",
     "mirrored",
 ]
 
@@ -59,7 +57,6 @@ Progress = Callable[[int, int | None], None]
 MAX_BYTES = 64 * 2**30
 """Larger than any published CLIP checkpoint; what bounds a body without an end."""
 
-_RECORDS = ".everyclip"
 _CHUNK_BYTES = 64 * 2**10
 _STALE_SECONDS = 14 * 24 * 3600
 _RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -144,67 +141,9 @@ def _shown(url: str) -> str:
 def _filename(url: str, filename: str | None) -> str:
     parts = _split(url, "the address")
     name = unquote(parts.path).rsplit("/", 1)[-1] if filename is None else filename
-    if name in ("", ".", "..", _RECORDS) or re.search(r"[/\\\x00-\x1f]", name):
+    if name in ("", ".", "..", RECORDS) or re.search(r"[/\\\x00-\x1f]", name):
         raise ConfigError(f"{name!r} cannot be the name of a downloaded file; pass filename=")
     return name
-
-
-# --- Verified files ---------------------------------------------------------------------------------------------------
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in lower-case hexadecimal, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_verified(path: Path, sha256: str) -> bool:
-    """Whether the file has that SHA-256. A yes is remembered, so that a file is hashed once and not at every load.
-
-    The record holds size, modification and change time; a file that was written to, replaced or restored over since
-    is hashed again. It guards against accidents; who may write to the folder can forge the record as well as the file.
-    """
-    before = _stamp(path)
-    if _read_json(_record(path, "verified")) == {"sha256": sha256, **before}:
-        return True
-    if file_sha256(path) != sha256 or _stamp(path) != before:
-        return False
-    _remember(path, sha256)
-    return True
-
-
-def _stamp(path: Path) -> dict[str, int]:
-    # The change time, because `cp -p` and `touch -r` restore the modification time and nothing restores this one.
-    stat = path.stat()
-    return {"size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
-
-
-def _remember(path: Path, sha256: str) -> None:
-    record = _record(path, "verified")
-    try:
-        record.parent.mkdir(exist_ok=True)
-        _write_json(record, {"sha256": sha256, **_stamp(path)})
-    except OSError as error:  # a folder that others look after; the file is hashed at each load instead
-        logger.info("cannot remember that %s is verified: %s", path, error)
-
-
-def _record(target: Path, kind: str) -> Path:
-    return target.parent / _RECORDS / f"{target.name}.{kind}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a note of ours, or an empty one if it is absent or damaged: a note only ever saves work."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}.new")
-    beside.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    beside.replace(path)
 
 
 # --- Fetch ------------------------------------------------------------------------------------------------------------
@@ -287,7 +226,7 @@ def _offline_error(job: _Job) -> ChecksumError | DownloadError:
 
 def _download(job: _Job) -> None:
     """Downloads under the lock, verifies, and gives the file its name."""
-    lock = _record(job.target, "lock")
+    lock = record_path(job.target, "lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with _locked(lock):
         if _is_here(job):  # another process was faster
@@ -299,7 +238,7 @@ def _download(job: _Job) -> None:
             _complete(partial, job)
         partial.move()
         if job.expected is not None:
-            _remember(job.target, job.expected)
+            remember(job.target, job.expected)
 
 
 @contextlib.contextmanager
@@ -323,7 +262,7 @@ def _remove_stale(target: Path) -> None:
     """Removes partial files beside that of ``target`` that nobody continued for two weeks."""
     import filelock
 
-    own = _record(target, "part")
+    own = record_path(target, "part")
     for part in own.parent.glob("*.part"):
         with contextlib.suppress(OSError, filelock.Timeout):
             if part != own and time.time() - part.stat().st_mtime > _STALE_SECONDS:
@@ -344,8 +283,8 @@ class _Partial:
 
     def __init__(self, job: _Job) -> None:
         self._target = job.target
-        self.path = _record(job.target, "part")
-        self._note_path = _record(job.target, "part.json")
+        self.path = record_path(job.target, "part")
+        self._note_path = record_path(job.target, "part.json")
         self._url = _shown(job.source)
         self._expected = job.expected
         self._hash = hashlib.sha256()
@@ -356,7 +295,7 @@ class _Partial:
         """Whether it may hold bytes of more than one answer."""
 
     def __enter__(self) -> Self:
-        note = _read_json(self._note_path)
+        note = read_note(self._note_path)
         is_same_url = note.get("url") == self._url
         self._file = self.path.open("a+b")
         if note.get("sha256") == self._expected and (self._expected is not None or is_same_url):
@@ -389,7 +328,7 @@ class _Partial:
         self.is_spliced = False
         # A weak ETag promises the same meaning, not the same bytes (RFC 9110, section 8.8.1).
         self.etag = None if etag is None or etag.startswith("W/") else etag
-        _write_json(self._note_path, {"url": self._url, "sha256": self._expected, "etag": self.etag})
+        write_note(self._note_path, {"url": self._url, "sha256": self._expected, "etag": self.etag})
 
     def append(self, chunk: bytes) -> None:
         try:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip.checkpoints.download import file_sha256, is_offline
+from clip.checkpoints.download import is_offline
+from clip.checkpoints.verified import file_sha256
 from clip.errors import CheckpointError, ChecksumError, ConfigError, DownloadError, MissingDependencyError
 
 __all__ = ["choose_files", "fetch_repository", "is_repository_id"]

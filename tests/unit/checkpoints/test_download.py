@@ -29,8 +29,9 @@ from types import SimpleNamespace
 import pytest
 import requests
 
-from clip.checkpoints import download
-from clip.checkpoints.download import RetryPolicy, default_directory, fetch, file_sha256, is_verified, mirrored
+from clip.checkpoints import download, verified
+from clip.checkpoints.download import RetryPolicy, default_directory, fetch, mirrored
+from clip.checkpoints.verified import file_sha256, is_verified
 from clip.errors import ChecksumError, ConfigError, DownloadError
 
 BODY = random.Random(0).randbytes(1_000_000)
@@ -229,7 +230,7 @@ def test_a_file_at_hand_needs_no_request_and_is_hashed_once(
     """As OpenAI's package leaves them: the bare file, no record."""
     (tmp_path / "tiny.pt").write_bytes(BODY)
     hashed: list[Path] = []
-    monkeypatch.setattr(download, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+    monkeypatch.setattr(verified, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
     for _ in range(3):
         assert get(server, tmp_path, sha256=SHA256.upper()) == tmp_path / "tiny.pt"
     assert hashed == [tmp_path / "tiny.pt"]
@@ -238,7 +239,7 @@ def test_a_file_at_hand_needs_no_request_and_is_hashed_once(
 
 def test_a_downloaded_file_is_not_hashed_again(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     get(server, tmp_path)
-    monkeypatch.setattr(download, "file_sha256", lambda path: pytest.fail("hashed again"))
+    monkeypatch.setattr(verified, "file_sha256", lambda path: pytest.fail("hashed again"))
     get(server, tmp_path)
     assert len(server.requests) == 1
 
@@ -341,7 +342,7 @@ def test_a_file_written_to_while_it_is_hashed_is_not_verified(tmp_path: Path, mo
         path.write_bytes(OTHER + OTHER)
         return SHA256
 
-    monkeypatch.setattr(download, "file_sha256", hash_and_overwrite)
+    monkeypatch.setattr(verified, "file_sha256", hash_and_overwrite)
     assert not is_verified(path, SHA256)
     assert not (tmp_path / ".everyclip").exists()
 
@@ -937,7 +938,7 @@ def test_a_policy_that_never_ends_or_starts_is_refused(field_name: str) -> None:
 def test_importing_and_a_file_at_hand_load_no_network_library(tmp_path: Path) -> None:
     (tmp_path / "tiny.pt").write_bytes(BODY)
     code = (
-        "import sys; from clip.checkpoints import download, registry, hub\n"
+        "import sys; from clip.checkpoints import download, verified, registry, hub\n"
         "download.fetch('https://host.example/tiny.pt', sha256=sys.argv[1], directory=sys.argv[2])\n"
         "print(sorted({'torch', 'requests', 'filelock', 'huggingface_hub', 'urllib3'} & set(sys.modules)))"
     )

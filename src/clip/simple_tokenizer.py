@@ -200,7 +200,8 @@ class SimpleTokenizer:
     """OpenAI's byte-pair encoding, lower-casing, with words ended by ``</w>``.
 
     encoder, decoder: symbol → id and back. byte_encoder, byte_decoder: byte → printable character and back.
-    bpe_ranks: pair of symbols → rank, lower merges first. cache: piece → its symbols separated by spaces, bounded.
+    bpe_ranks: pair of symbols → rank, lower merges first (to read; merging has a table of its own). cache: piece → its
+    symbols separated by spaces, bounded. A subclass may add words to ``encoder`` and ``cache``, and set ``pat``.
 
     Instances may be shared between threads: each lookup and each store is one step, and a store lost to another thread
     is only computed again.
@@ -256,10 +257,8 @@ class SimpleTokenizer:
         if self.encoder.get(token + END_OF_WORD, self._whole_words) < self._whole_words:
             return token + END_OF_WORD
         merged = " ".join(_merge([*token[:-1], token[-1] + END_OF_WORD], self._ranks))
-        if len(token) <= LONGEST_REMEMBERED:
-            if len(self.cache) >= REMEMBERED_CHUNKS:
-                self.cache.clear()
-                self.cache.update({START: START, END: END})
+        # Never emptied, for the special words live here too, and those that a subclass added.
+        if len(token) <= LONGEST_REMEMBERED and len(self.cache) < REMEMBERED_CHUNKS:
             self.cache[token] = merged
         return merged
 
@@ -386,7 +385,8 @@ def token_ids(
     """
     if context_length < 1:
         raise ConfigError(f"context_length is {context_length}, but it must be at least 1")
-    tokenizer = tokenizer or default_tokenizer()
+    if tokenizer is None:
+        tokenizer = default_tokenizer()
     start, end = tokenizer.encoder[START], tokenizer.encoder[END]
     # An `encode` that somebody else wrote need not know the option.
     options = {} if special_words else {"special_words": False}

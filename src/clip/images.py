@@ -1,6 +1,7 @@
 """Picture files → upright RGB pixels, within limits, for every task.
 
-``read_pixels`` gives an array and is the fast way to a tensor; ``read_image`` gives the same pixels as a PIL image.
+``read_pixels`` gives an array and is the fast way to a tensor; ``read_image`` gives the same pixels as a PIL image, for
+``clip.preprocess`` to treat exactly as OpenAI's code does.
 Whatever the bytes are, the outcome is a picture or an ImageError. Warnings, process-wide settings and other threads are
 left alone, and decoding releases the interpreter lock.
 """
@@ -11,7 +12,8 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,8 +55,11 @@ _DECODER_ERRORS = (
 
 
 def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture as a PIL image of mode RGB, upright, opaque, 8 bits: ``read_pixels`` at full size."""
-    return Image.fromarray(read_pixels(source, max_pixels=max_pixels))
+    """The picture as a PIL image of mode RGB: the pixels that ``read_pixels`` gives at full size."""
+    name, data = _read_bytes(source)
+    with _errors_about(name):
+        image, orientation = _decode_with_pillow(_checked_header(data, max_pixels), max_pixels)
+        return image if orientation == 1 else Image.fromarray(_upright(np.array(image), orientation))
 
 
 def read_pixels(
@@ -69,15 +74,20 @@ def read_pixels(
     Raises ImageError: not there, not a picture, damaged, cut off, or too large.
     """
     name, data = _read_bytes(source)
+    with _errors_about(name):
+        header = _checked_header(data, max_pixels)
+        if header.format == "JPEG" and (pixels := _decode_jpeg(data, header, shorter_side)) is not None:
+            return _upright(pixels, header.orientation)
+        image, orientation = _decode_with_pillow(header, max_pixels)
+        return _upright(np.array(image), orientation)
+
+
+@contextmanager
+def _errors_about(name: str) -> Iterator[None]:
     try:
-        header = read_header(data)
-        _check_size(header.size, max_pixels)
-        pixels = _decode_jpeg(data, header, shorter_side) if header.format == "JPEG" else None
-        if pixels is None:
-            return _decode_with_pillow(header, max_pixels)
+        yield
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error.__cause__
-    return _upright(pixels, header.orientation)
 
 
 def _read_bytes(source: ImageSource) -> tuple[str, bytes]:
@@ -124,9 +134,14 @@ def _read_stream(file: BinaryIO | io.FileIO, name: str, *, expected_bytes: int =
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
-    if size is None:
-        return
+def _checked_header(data: bytes, max_pixels: int) -> ImageHeader:
+    header = read_header(data)
+    if header.size is not None:
+        _check_size(header.size, max_pixels)
+    return header
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if not width or not height:
         raise ImageError(f"the picture has {width}×{height} pixels; the file is damaged")
@@ -165,7 +180,8 @@ def _reduced(size: tuple[int, int], shorter_side: int | None) -> tuple[int, int]
     return size
 
 
-def _decode_with_pillow(header: ImageHeader, max_pixels: int) -> NDArray[np.uint8]:
+def _decode_with_pillow(header: ImageHeader, max_pixels: int) -> tuple[Image.Image, int]:
+    """The picture in RGB and its orientation, which is still to be applied."""
     # The plugin itself instead of Image.open, which has no limit but its own and warns about it.
     open_image = _plugin(header.format)
     try:
@@ -175,7 +191,7 @@ def _decode_with_pillow(header: ImageHeader, max_pixels: int) -> NDArray[np.uint
             orientation = header.orientation
             if header.format == "AVIF":  # whose transform boxes Pillow presents as EXIF
                 orientation = exif_orientation(image.info.get("exif", b""))
-            return _upright(np.array(_to_rgb(image, header.bits)), orientation)
+            return _to_rgb(image, header.bits), orientation
     except ImageError:
         raise
     except _DECODER_ERRORS as error:
@@ -219,7 +235,7 @@ def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(image, mask=image)
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey_to_rgb(image: Image.Image, bits: int) -> Image.Image:

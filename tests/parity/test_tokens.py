@@ -11,9 +11,10 @@ import lzma
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import pytest
 
-from clip.simple_tokenizer import SimpleTokenizer, token_ids
+from clip.simple_tokenizer import SimpleTokenizer, _is_simple, token_ids
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokens" / "tokens.json.xz"
 
@@ -26,13 +27,14 @@ def golden() -> dict[str, Any]:
 @pytest.mark.parametrize(("name", "special_words"), [("special", True), ("ordinary", False)])
 def test_hard_strings(golden: dict[str, Any], name: str, special_words: bool) -> None:
     tokenizer = SimpleTokenizer()
-    strings = golden["strings"]
-    assert len(strings) > 2000
+    expected = list(zip(golden["strings"], golden[name], strict=True))
+    if ftfy.__version__ != golden["versions"]["ftfy"]:
+        # Another version mends mojibake otherwise, for OpenAI's code as for ours. What needs no ftfy stays comparable.
+        expected = [(text, ids) for text, ids in expected if _is_simple(text)]
+    assert len(expected) > 1000
     for _ in ("cold", "warm"):
-        found = [tokenizer.encode(text, special_words=special_words) for text in strings]
-        different = [
-            (text, ours, ids) for text, ours, ids in zip(strings, found, golden[name], strict=True) if ours != ids
-        ]
+        found = [(text, tokenizer.encode(text, special_words=special_words)) for text, _ in expected]
+        different = [(*ours, theirs) for ours, theirs in zip(found, expected, strict=True) if ours != theirs]
         assert not different, different[:3]
 
 

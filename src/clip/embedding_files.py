@@ -64,6 +64,8 @@ class EmbeddingWriter:
             raise ConfigError(f"{path}: the name must end in .npy or .parquet")
         if self.path.suffix == ".parquet":
             _pyarrow()  # before hours of work
+        if not self.path.parent.is_dir():  # filelock would make it
+            raise ConfigError(f"{path}: the folder {self.path.parent} does not exist; create it")
         if self.path.exists() and not overwrite:
             raise ConfigError(f"{path} is there already; choose another name, or overwrite it")
         self.rows = 0
@@ -87,8 +89,6 @@ class EmbeddingWriter:
             self._lock.acquire(timeout=0)
         except filelock.Timeout as error:
             raise ConfigError(f"another process is writing {self.path}; wait for it, or choose another name") from error
-        except OSError as error:
-            raise DataError(f"cannot write {self.path}: {error}; choose another folder") from error
         with contextlib.ExitStack() as stack:
             stack.callback(self._lock.release)
             if self._restart:

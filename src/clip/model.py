@@ -261,11 +261,11 @@ def architecture(name: str) -> CLIPConfig:
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    base, quick, _ = name.partition("-quickgelu")
+    base = name.removesuffix("-quickgelu")
     dashed = {key.replace("/", "-").replace("@336px", "-336"): key for key in ARCHITECTURES}
     if base not in dashed:
         raise ModelNotFoundError(f"architecture {name!r} is not known; known are {choices(name, ARCHITECTURES)}")
-    return dataclasses.replace(ARCHITECTURES[dashed[base]], activation="quick_gelu" if quick else "gelu")
+    return dataclasses.replace(ARCHITECTURES[dashed[base]], activation="gelu" if base == name else "quick_gelu")
 
 
 # Parts shared by the towers -------------------------------------------------------------------------------------------
@@ -314,7 +314,9 @@ class MultiheadAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """query, key, value: (L, B, D). Returns (L, B, D) and, where asked for, the attention weights."""
         is_plain = query is key and key is value and key_padding_mask is None and not (need_weights or is_causal)
-        if not is_plain or query.ndim != 3 or self.in_proj_weight is None or self.batch_first:
+        is_plain = is_plain and query.ndim == 3 and (attn_mask is None or attn_mask.ndim == 2)
+        is_usual = self.in_proj_weight is not None and self.bias_k is None
+        if not is_plain or not is_usual or self.batch_first or self.add_zero_attn:
             return super().forward(
                 query,
                 key,
@@ -326,9 +328,8 @@ class MultiheadAttention(nn.MultiheadAttention):
                 is_causal=is_causal,
             )
         qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)  # (L, B, 3 D)
-        q, k, v = qkv.view(*qkv.shape[:2], 3, self.num_heads, self.head_dim).permute(
-            2, 1, 3, 0, 4
-        )  # (B, heads, L, D/heads)
+        qkv = qkv.view(qkv.shape[0], qkv.shape[1], 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 1, 3, 0, 4).unbind()  # (B, heads, L, D / heads)
         mask = None if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask.to(q.dtype)
         if attn_mask is not None and mask is None:
             mask = ~attn_mask  # True means "hide" in nn.MultiheadAttention and "show" in the kernel
@@ -369,8 +370,8 @@ class ResidualAttentionBlock(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         """x: (L, B, D) → (L, B, D)."""
         mask = self.attn_mask
-        if mask is not None and mask.shape[-1] > len(x):
-            mask = mask[..., : len(x), : len(x)]
+        if mask is not None:
+            mask = mask[..., : x.shape[0], : x.shape[0]]
         return cast(Tensor, self.attn(x, x, x, need_weights=False, attn_mask=mask)[0])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -441,7 +442,7 @@ class VisionTransformer(nn.Module):
         """x: (B, 3, H, W), H = W = ``input_resolution`` → (B, E)."""
         _check_image(x, self.input_resolution)
         x = self.conv1(x).flatten(2).transpose(1, 2)  # (B, L - 1, D), one row a patch
-        class_token = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)  # (B, L, D)
         x = self.transformer(self.ln_pre(x).transpose(0, 1))  # (L, B, D)
         return cast(Tensor, self.ln_post(x[0]) @ self.proj)
@@ -504,7 +505,7 @@ class AttentionPool2d(nn.Module):
         x = x.flatten(2).transpose(1, 2)  # (B, H W, D)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding.to(x.dtype)  # (B, L, D)
         q, k, v = (
-            y.view(*y.shape[:2], self.num_heads, -1).transpose(1, 2)  # (B, heads, 1 or L, D / heads)
+            y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, 1 or L, D / heads)
             for y in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x))
         )
         return cast(Tensor, self.c_proj(F.scaled_dot_product_attention(q, k, v).flatten(1)))
@@ -558,8 +559,13 @@ class ModifiedResNet(nn.Module):
         return cast(Tensor, self.attnpool(x))
 
 
+def _is_traced() -> bool:
+    """Whether a graph is being recorded, which must not depend on the data and keeps no checks."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
+
+
 def _check_image(x: Tensor, resolution: int) -> None:
-    if x.ndim != 4 or tuple(x.shape[1:]) != (3, resolution, resolution):
+    if not _is_traced() and (x.ndim != 4 or tuple(x.shape[1:]) != (3, resolution, resolution)):
         raise ShapeError(
             f"images have shape {tuple(x.shape)}; this model takes (batch, 3, {resolution}, {resolution}), "
             "as its preprocess gives them; unsqueeze(0) makes a batch of one"
@@ -599,7 +605,7 @@ class CLIP(nn.Module):
         config = CLIPConfig(
             embed_dim=embed_dim,
             image_resolution=image_resolution,
-            vision_layers=vision_layers,
+            vision_layers=tuple(vision_layers) if isinstance(vision_layers, list) else vision_layers,
             vision_width=vision_width,
             vision_patch_size=vision_patch_size,
             vision_heads=vision_heads,
@@ -695,15 +701,15 @@ class CLIP(nn.Module):
         if text.ndim != 2:
             raise ShapeError(f"text has shape {tuple(text.shape)}; (batch, tokens) is expected, as clip.tokenize gives")
         end = text.argmax(dim=-1)  # (B,)
-        if len(text) and not (torch.compiler.is_compiling() or torch._C._is_tracing()):
-            text = text[:, : int(end.max()) + 1]  # a traced graph must not depend on the data
-        if text.shape[1] > self.context_length:
+        if not _is_traced() and text.shape[0]:
+            text = text[:, : int(end.max()) + 1]
+        if not _is_traced() and text.shape[1] > self.context_length:
             raise ShapeError(f"a text has {text.shape[1]} tokens; the context length is {self.context_length}")
         x = self.token_embedding(text).type(self.dtype)  # (B, L, D)
         x = x + self.positional_embedding[: text.shape[1]].type(self.dtype)
         x = self.transformer(x.transpose(0, 1)).transpose(0, 1)
         x = self.ln_final(x).type(self.dtype)
-        return cast(Tensor, x[torch.arange(len(x), device=x.device), end] @ self.text_projection)
+        return cast(Tensor, x[torch.arange(x.shape[0], device=x.device), end] @ self.text_projection)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine similarity of every image with every text, times ``logit_scale.exp()`` (about 100 once trained).

@@ -1,7 +1,7 @@
 """Features, logits, loss and gradients equal those of OpenAI's code, OpenCLIP and transformers on the same weights.
 
 The goldens were made by ``tests/golden/model/make_goldens.py``; weights and inputs come from a seed on both sides.
-``python tests/parity/test_model.py`` prints the measured differences as a table.
+``python tests/parity/test_model_parity.py`` prints the measured differences as a table.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "model"
 FEATURE_TOLERANCE = 2e-6  # of unit-norm features, largest absolute difference
 LOGIT_TOLERANCE = 1e-4  # at scale 100
 GRADIENT_TOLERANCE = 5e-5  # of every sampled number, relative to its tensor's largest
-# The slope of a ReLU jumps at zero: where rounding moves one activation across, OpenAI's own gradients of RN50 differ by
-# 1.4e-3, and their norms by 3e-4, between one thread and two.
+# The slope of a ReLU jumps at zero: where rounding moves one activation across, gradients jump. OpenAI's own of RN50
+# differ by 1.4e-3, and their norms by 3e-4, between one thread and two.
 RESNET_GRADIENT_TOLERANCE = 5e-3
 
 

@@ -46,12 +46,15 @@ def read_header(data: bytes) -> ImageHeader:
             try:
                 return read(data)
             except (IndexError, struct.error):
-                raise ImageError(f"the {image_format} header is incomplete") from None
+                raise ImageError(f"the {image_format} header is cut off; fetch or export the file again") from None
+            except ImageError as error:
+                raise ImageError(f"{error}; fetch or export the file again") from None
     if not data:
-        raise ImageError("the file is empty")
+        raise ImageError("the file is empty; fetch or export it again")
     if data[4:8] == b"ftyp":
-        raise ImageError(f"files of kind {data[8:12].decode('latin-1').strip()!r} (HEIC, video) are not read")
-    raise ImageError(f"not a picture in one of the formats {', '.join(FORMATS)}")
+        kind = data[8:12].decode("latin-1").strip()
+        raise ImageError(f"files of kind {kind!r} (HEIC, video) are not read; convert the picture to JPEG")
+    raise ImageError(f"not a picture in one of the formats {', '.join(FORMATS)}; convert it to PNG or JPEG")
 
 
 # --- JPEG -------------------------------------------------------------------------------------------------------------
@@ -182,11 +185,11 @@ def _read_webp(data: bytes) -> ImageHeader:
 
 # --- TIFF, which is also what EXIF is ---------------------------------------------------------------------------------
 
-_WIDTH, _HEIGHT, _BITS, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 274, 322, 323
+_WIDTH, _HEIGHT, _BITS, _ORIENTATION, _CHANNELS, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 274, 277, 322, 323
 # Geometry, compression, colours, strips, tiles and JPEG tables. The rest (text, profiles, EXIF, further pictures) goes,
 # and the orientation goes because we apply it ourselves.
 _TIFF_NEEDED = {
-    *(_WIDTH, _HEIGHT, _BITS, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320),
+    *(_WIDTH, _HEIGHT, _BITS, 259, 262, 266, 273, _CHANNELS, 278, 279, 284, 292, 293, 317, 320),
     *(_TILE_WIDTH, _TILE_HEIGHT, 324, 325, 332, 338, 339, 347, *range(512, 522), 529, 530, 531, 532),
 }
 _TIFF_SEVERAL = {_BITS, 273, 279, 320, 324, 325, 338, 339, 347, *range(519, 522), 529, 530, 532}  # more than one value
@@ -196,7 +199,8 @@ _TIFF_TYPES = {3: ("H", 2), 4: ("I", 4), 5: ("II", 8), 7: ("B", 1), 16: ("Q", 8)
 class _Entry(NamedTuple):
     tag: int
     kind: int
-    count: int
+    length: int
+    """How many values it has."""
     raw: bytes
     """The entry as it stands in the file."""
     value_offset: int
@@ -209,19 +213,21 @@ def _read_tiff(data: bytes) -> ImageHeader:
     needed: list[_Entry] = []
     total = 0
     for entry in entries:
-        if entry.kind not in _TIFF_TYPES or entry.tag not in (*_TIFF_NEEDED, _ORIENTATION) or not entry.count:
+        if entry.kind not in _TIFF_TYPES or entry.tag not in (*_TIFF_NEEDED, _ORIENTATION) or not entry.length:
             continue
         code, width = _TIFF_TYPES[entry.kind]
-        total += width * entry.count
-        if entry.value_offset + width * entry.count > len(data) or total > len(data):
+        total += width * entry.length
+        if entry.value_offset + width * entry.length > len(data) or total > len(data):
             raise ImageError(f"tag {entry.tag} of the TIFF lies outside the file")
-        if entry.count > 1 and entry.tag not in _TIFF_SEVERAL:
-            raise ImageError(f"tag {entry.tag} of the TIFF has {entry.count} values instead of one")
+        if entry.length > 1 and entry.tag not in _TIFF_SEVERAL:
+            raise ImageError(f"tag {entry.tag} of the TIFF has {entry.length} values instead of one")
         values.setdefault(entry.tag, struct.unpack_from(order + code, data, entry.value_offset)[0])
         if entry.tag != _ORIENTATION:
             needed.append(entry)
     if _WIDTH not in values or _HEIGHT not in values:
         raise ImageError("the TIFF does not say how large its picture is")
+    if values.get(_CHANNELS, 1) > 6:  # Pillow would refuse it too, but log an error first
+        raise ImageError(f"the TIFF has {values[_CHANNELS]} channels")
     # A tile is decoded whole, so a small picture in a huge tile counts as huge.
     size = (max(values[_WIDTH], values.get(_TILE_WIDTH, 0)), max(values[_HEIGHT], values.get(_TILE_HEIGHT, 0)))
     # The entries point into the file by absolute offset, so they can be copied into a new directory at its end.
@@ -278,7 +284,7 @@ def exif_orientation(exif: bytes) -> int:
     try:
         order, _, entries = _tiff_entries(exif)
         for entry in entries:
-            if entry.tag == _ORIENTATION and entry.kind == 3 and entry.count == 1:
+            if entry.tag == _ORIENTATION and entry.kind == 3 and entry.length == 1:
                 (orientation,) = struct.unpack_from(order + "H", exif, entry.value_offset)
                 return orientation if 1 <= orientation <= 8 else 1
     except (ImageError, struct.error):

@@ -225,7 +225,7 @@ def _terminal_table(class_names: tuple[str, ...]) -> Write:
     longest = max(cell_len(printable(name)) for name in (*class_names, NONE))
     label_width = min(longest, 24, max(console.width // 3, 4))
     shares_width = 6 + (1 + _BAR_WIDTH if is_wide else 0)
-    rest = max(console.width - label_width - shares_width - (6 if is_wide else 4), 8)
+    rest = max(console.width - label_width - shares_width - (6 if is_wide else 4), 4)
     file_width = rest // 2 if is_wide else rest
     block = "█" if (console.encoding or "").startswith("utf") else "#"
 

@@ -64,6 +64,8 @@ def command(
         raise click.UsageError("pass either PICTURES or --texts FILE")
     if not output.endswith((".npy", ".parquet")):
         raise click.UsageError(f"--output {output!r} must end in .npy or .parquet")
+    if not Path(output).parent.is_dir():
+        raise click.UsageError(f"{output}: the folder {Path(output).parent} does not exist; create it")
     if Path(output).exists() and not overwrite:
         raise click.UsageError(f"{output} is there already; choose another name, or pass --overwrite")
 

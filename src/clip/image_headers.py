@@ -20,6 +20,10 @@ _MAX_JPEG_SCANS = 500
 """A progressive JPEG has about ten scans. Each is a pass over all pixels, however few bytes it has; a scan of any other
 JPEG has bytes for each of its pixels."""
 
+_MAX_PIECES = 1 << 17
+"""Segments, chunks, boxes or tags; a PNG of 256 MiB has 32 768 chunks. Millions of empty ones would take more memory
+here than they have bytes."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageHeader:
@@ -89,7 +93,7 @@ def _read_jpeg(data: bytes) -> ImageHeader:
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Marker, start and end of each segment up to the first scan. Bytes between segments are passed over."""
     position = 2
-    while True:
+    for _ in range(_MAX_PIECES):
         start = data.find(b"\xff", position)
         if start < 0:
             raise ImageError("the JPEG ends before its picture begins")
@@ -104,6 +108,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             raise ImageError("the JPEG ends before its picture begins")
         position = start + 2 + struct.unpack_from(">H", data, start + 2)[0]
         yield marker, start, position
+    raise ImageError(f"the JPEG has more than {_MAX_PIECES} segments")
 
 
 # --- PNG --------------------------------------------------------------------------------------------------------------
@@ -114,7 +119,9 @@ def _read_png(data: bytes) -> ImageHeader:
         raise ImageError("the PNG does not begin with its header")
     view = memoryview(data)
     parts, orientation, position = [view[:8]], 1, 8
-    while position + 8 <= len(data):
+    for _ in range(_MAX_PIECES):
+        if position + 8 > len(data):
+            break
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
         if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
@@ -125,6 +132,8 @@ def _read_png(data: bytes) -> ImageHeader:
         if kind == b"IEND":
             break
         position = end
+    else:
+        raise ImageError(f"the PNG has more than {_MAX_PIECES} chunks")
     return ImageHeader("PNG", struct.unpack_from(">II", data, 16), orientation, parts=tuple(parts))
 
 
@@ -265,7 +274,7 @@ def _tiff_entries(data: bytes) -> tuple[str, bool, list[_Entry]]:
         raise ImageError("the directory of the TIFF lies outside the file")
     entries = []
     (entry_count,) = struct.unpack_from(order + count, data, offset)
-    if offset + start + entry_count * length > len(data):
+    if entry_count > _MAX_PIECES or offset + start + entry_count * length > len(data):
         raise ImageError("the directory of the TIFF lies outside the file")
     for position in range(offset + start, offset + start + entry_count * length, length):
         tag, kind, values = struct.unpack_from(order + fields, data, position)
@@ -297,8 +306,11 @@ def exif_orientation(exif: bytes) -> int:
 
 def _read_avif(data: bytes) -> ImageHeader:
     """Only the decoder can tell the size. The EXIF is hidden from it: an AVIF turns by its own transform boxes."""
-    view, parts, position = memoryview(data), [], 0
-    while position + 8 <= len(data):
+    view, position = memoryview(data), 0
+    parts: list[bytes | memoryview] = []
+    for _ in range(_MAX_PIECES):
+        if position + 8 > len(data):
+            break
         length, kind = struct.unpack_from(">I4s", data, position)
         if length == 1:
             (length,) = struct.unpack_from(">Q", data, position + 8)
@@ -306,6 +318,8 @@ def _read_avif(data: bytes) -> ImageHeader:
         # Everything but the pixels is a directory, where this is the type of an item.
         parts.append(view[position:end] if kind == b"mdat" else data[position:end].replace(b"Exif", b"none"))
         position = end
+    else:
+        raise ImageError(f"the AVIF has more than {_MAX_PIECES} boxes")
     return ImageHeader("AVIF", parts=tuple(parts))
 
 

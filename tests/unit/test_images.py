@@ -339,6 +339,19 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
         read_pixels(data[:scan] + data[scan : scan + 10] * 600)
 
 
+def test_millions_of_empty_pieces_are_refused() -> None:
+    png = _png(1, 1, 8, 0, b"\0")
+    jpeg = _encode(PICTURE, "JPEG")
+    for data in (
+        png[:33] + (b"\0\0\0\0teXt" + bytes(4)) * 200_000 + png[33:],
+        jpeg[:2] + b"\xff\xfe\0\2" * 200_000 + jpeg[2:],
+        jpeg[:2] + b"\xff" * 200_000 + jpeg[2:],
+        _encode(PICTURE, "TIFF", big_tiff=True)[:16] + struct.pack("<Q", 200_000) + bytes(4_000_000),
+    ):
+        with pytest.raises(ImageError, match=r"more than 131072|lies outside"):
+            read_pixels(data)
+
+
 def test_a_stream_without_end_is_refused_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clip.images.MAX_BYTES", 1000)
     with pytest.raises(ImageError, match="<stream>: has more than 1000 bytes"):

@@ -127,6 +127,11 @@ def encode_texts(
             items, ids = _tokenized(window, model.context_length, truncate, special_words, on_error)
             if not items:
                 continue
+            if ids.max() >= model.vocab_size:
+                raise ConfigError(
+                    f"the model knows {model.vocab_size} tokens and was trained with another tokenizer than this one, "
+                    f"which gives id {ids.max()}; pass ids of its own to model.encode_text"
+                )
             order = np.argsort(ids.argmax(axis=1), kind="stable")  # the end token is the largest id
             features = torch.cat(
                 [

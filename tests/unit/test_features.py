@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import threading
 from collections.abc import Iterator
@@ -218,6 +219,12 @@ def test_embeddings_follow_any_order_of_the_texts(tiny_vit: CLIP, order: list[in
     _, _, sorted_ones = joined(encode_texts(tiny_vit, TEXTS))
     _, _, shuffled = joined(encode_texts(tiny_vit, [TEXTS[i] for i in order], batch_size=batch_size))
     torch.testing.assert_close(shuffled, sorted_ones[order], atol=1e-6, rtol=0)
+
+
+def test_a_model_with_another_vocabulary_is_told(tiny_vit: CLIP) -> None:
+    model = CLIP.from_config(dataclasses.replace(tiny_vit.config, vocab_size=64)).eval()
+    with pytest.raises(ConfigError, match="knows 64 tokens"):
+        list(encode_texts(model, ["owl"]))
 
 
 # Both -----------------------------------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ class ImageHeader:
     """1…8, as in EXIF; 1 also when the file has none or a damaged one."""
     channels: int | None = None
     """Of a JPEG."""
-    bits: int = 8
-    """Of one sample, for TIFF and JPEG."""
+    bits: int | None = None
+    """Of one sample of a JPEG."""
     parts: tuple[bytes | memoryview, ...] = ()
     """What the decoder needs, to be joined."""
 
@@ -253,7 +253,6 @@ def _read_tiff(data: bytes) -> ImageHeader:
         "TIFF",
         size,
         orientation if 1 <= orientation <= 8 else 1,
-        bits=values.get(_BITS, 1),
         parts=(head, memoryview(data)[len(head) :], padding, *directory),
     )
 

@@ -191,7 +191,7 @@ def _decode_with_pillow(header: ImageHeader, max_pixels: int) -> tuple[Image.Ima
             orientation = header.orientation
             if header.format == "AVIF":  # whose transform boxes Pillow presents as EXIF
                 orientation = exif_orientation(image.info.get("exif", b""))
-            return _to_rgb(image, header.bits), orientation
+            return _to_rgb(image), orientation
     except ImageError:
         raise
     except _DECODER_ERRORS as error:
@@ -221,10 +221,10 @@ _PLUGINS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
 }
 
 
-def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """A decoded picture of any mode as RGB over white."""
     if image.mode.startswith("I"):
-        return _grey_to_rgb(image, bits)
+        return _grey_to_rgb(image)
     if image.mode == "F":
         raise ImageError("the samples are floating-point numbers of no defined range; export it with 8 or 16 bits")
     if image.mode == "LAB":
@@ -238,12 +238,16 @@ def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _grey_to_rgb(image: Image.Image, bits: int) -> Image.Image:
+def _grey_to_rgb(image: Image.Image) -> Image.Image:
     """16 bits of grey as the upper 8. Pillow would clip instead: all but the darkest 0.4 % become white."""
-    samples = np.asarray(image)
-    if image.mode == "I" and (image.format == "TIFF" or samples.min() < 0 or samples.max() > 0xFFFF):
-        raise ImageError("the samples are 32-bit integers of no defined range; export it with 8 or 16 bits")
-    grey = samples >> (min(max(bits, 8), 16) - 8 if image.format == "TIFF" else 8)
+    samples, bits, is_inverted = np.asarray(image), 16, False
+    if isinstance(image, TiffImageFile):
+        bits, is_inverted = image.tag_v2[258][0], image.tag_v2.get(262) == 0  # Pillow inverts 8 bits, but not 16
+    if bits > 16 or samples.min() < 0 or samples.max() > 0xFFFF:
+        raise ImageError("the samples are 32-bit or negative integers of no defined range; export it with 8 or 16 bits")
+    grey = samples >> (bits - 8)
+    if is_inverted:
+        grey = 255 - grey
     if (transparent := image.info.get("transparency")) is not None:
         grey = np.where(samples == transparent, 255, grey)
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

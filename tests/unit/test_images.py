@@ -192,6 +192,25 @@ def test_sixteen_bits_of_grey_in_big_endian() -> None:
     assert read_pixels(data)[0, :, 0].tolist() == [0, 128, 255]
 
 
+@pytest.mark.parametrize(
+    ("bits", "photometric", "samples", "expected"),
+    [
+        (16, 1, struct.pack("<HH", 0, 0xFFFF), [0, 255]),
+        (16, 0, struct.pack("<HH", 0, 0xFFFF), [255, 0]),
+        (12, 1, bytes([0xFF, 0xF8, 0x00]), [255, 128]),
+        (8, 0, bytes([0, 255]), [255, 0]),
+    ],
+)
+def test_the_greys_of_tiff(bits: int, photometric: int, samples: bytes, expected: list[int]) -> None:
+    samples += b"\0" * (len(samples) % 2)
+    tags = [(256, 2), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1)]
+    tags.append((279, len(samples)))
+    directory = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + len(samples)) + samples
+    data = head + struct.pack("<H", len(tags)) + directory + bytes(4)
+    assert read_pixels(data)[0, :, 0].tolist() == expected
+
+
 def test_sixteen_bits_of_colour() -> None:
     assert read_pixels(_png(2, 1, 16, 2, bytes([0, 255, 128, 0, 255, 255] * 2)))[0, 0].tolist() == [0, 128, 255]
 

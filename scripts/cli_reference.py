@@ -14,11 +14,11 @@ WIDTH = 100
 INTRODUCTION = """\
 # The `clip` command
 
-Made from the command's own help by `python scripts/cli_reference.py > docs/cli.md`; a test fails when it is out of date.
+Made from the command's own help by `python scripts/cli_reference.py > docs/cli.md`; a test fails when it is not current.
 
 `clip`, `everyclip` and `python -m clip` are the same command. Results go to stdout and nothing else does; messages,
-bars and summaries go to stderr. A bar appears only where stderr is a terminal. How to use the verbs is on pages of their
-own: [classify](classify.md), [encode](encode.md), [models and downloads](download.md).
+bars and summaries go to stderr. A bar appears only where stderr is a terminal. How to use the verbs is on other pages:
+[classify](classify.md), [encode](encode.md), [models and downloads](download.md).
 
 | Exit status | Meaning |
 |---|---|
@@ -32,7 +32,7 @@ own: [classify](classify.md), [encode](encode.md), [models and downloads](downlo
 
 def reference() -> str:
     """The whole page."""
-    root = click.Context(group, info_name="clip", terminal_width=WIDTH)
+    root = click.Context(group, info_name="clip", terminal_width=WIDTH, help_option_names=["-h", "--help"])
     parts = [INTRODUCTION, _section("clip", group.get_help(root))]
     for verb in VERBS:
         command = group.get_command(root, verb)

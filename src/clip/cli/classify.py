@@ -46,7 +46,12 @@ find / -name "*.jpg" | clip classify - --labels "cat,dog" --json
 )
 @click.option("--templates-file", metavar="FILE", help="Prompts, one a line, or a JSON list.")
 @click.option(
-    "--top-k", type=click.IntRange(min=1), default=3, show_default=True, help="Labels to show for each picture."
+    "--top-k",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Labels to show for each picture.",
 )
 @click.option(
     "--reject-below", type=click.FloatRange(0, 1), metavar="P", help="Answer 'none' where the best label has less."

@@ -59,7 +59,12 @@ def model_options(function: Function) -> Function:
 def batch_size(default: int) -> Callable[[Function], Function]:
     """``--batch-size``."""
     return click.option(
-        "--batch-size", type=click.IntRange(min=1), default=default, show_default=True, help="Items per pass."
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help="Items that go through the model at once.",
     )
 
 

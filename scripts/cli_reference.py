@@ -14,7 +14,7 @@ WIDTH = 100
 INTRODUCTION = """\
 # The `clip` command
 
-Made from the command's own help by `python scripts/cli_reference.py > docs/cli.md`; a test fails when it is not current.
+Made from the command's own help by `python scripts/cli_reference.py > docs/cli.md`; a test keeps it current.
 
 `clip`, `everyclip` and `python -m clip` are the same command. Results go to stdout and nothing else does; messages,
 bars and summaries go to stderr. A bar appears only where stderr is a terminal. How to use the verbs is on other pages:

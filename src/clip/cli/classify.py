@@ -136,7 +136,7 @@ def _classify(
             bar.advance(1)
 
         answers = classifier.classify(
-            find(pictures, on_empty=lambda argument: fail(f"{argument}: has no pictures")),
+            find(pictures, on_problem=fail),
             top_k=top_k,
             reject_below=reject_below,
             batch_size=batch_size,

@@ -76,16 +76,16 @@ def command(
     network, preprocess = options.load_model(session, model, device)
     about: dict[str, Any] = {"fingerprint": fingerprint(network.config, network.state_dict())}
     about |= {"preprocess": preprocess.to_dict()} if texts is None else {"truncate": truncate}
-    empty = 0
+    problems = 0
 
-    def on_empty(argument: str) -> None:
-        nonlocal empty
-        empty += 1
-        say(f"{argument}: has no pictures")
+    def on_problem(message: str) -> None:
+        nonlocal problems
+        problems += 1
+        say(message)
 
     total: Callable[[], int | None]
     if texts is None:
-        sources, total = find(pictures, on_empty=on_empty), lambda: count(pictures)
+        sources, total = find(pictures, on_problem=on_problem), lambda: count(pictures)
     else:
         sources, total = _lines(texts), lambda: None
     writer = EmbeddingWriter(
@@ -96,8 +96,12 @@ def command(
 
         def on_error(failure: Failure[Any]) -> None:
             writer.fail(failure)
+            message = str(failure.error)
+            if texts is not None:
+                line = f"line {writer.resumed + failure.position + 1} "
+                message = message.replace(f"text {failure.position} ", line).replace("truncate=True", "--truncate")
             with bar.paused():
-                say(str(failure.error).replace("pass truncate=True", "pass --truncate"))
+                say(message)
             bar.advance(1)
 
         remaining = writer.remaining(sources)
@@ -122,7 +126,7 @@ def command(
     elif not session.quiet:
         went_on = f", {writer.resumed} of them by an earlier run" if writer.resumed else ""
         say(f"{output}: {writer.rows} rows of {network.config.embed_dim}{went_on}; {writer.failed} failed")
-    return FAILED if writer.failed or empty else DONE
+    return FAILED if writer.failed or problems else DONE
 
 
 def _lines(path: str) -> Iterator[str]:

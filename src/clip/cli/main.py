@@ -65,7 +65,7 @@ def main() -> NoReturn:
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is escaped; it is no reason to fail
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: say(f"warning: {message}")
-    logging.basicConfig(format="%(message)s", level=logging.INFO if "--debug" in sys.argv else logging.WARNING)
+    logging.basicConfig(format="clip: %(message)s", level=logging.INFO if "--debug" in sys.argv else logging.WARNING)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -79,6 +79,7 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return status if isinstance(status, int) else DONE
     except click.UsageError as error:
+        error.message = printable(error.message)
         error.show()
         return WRONG_USAGE
     except (click.Abort, KeyboardInterrupt):

@@ -7,8 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import click
-
 __all__ = ["EXTENSIONS", "STDIN", "count", "find", "lines_of_stdin"]
 
 EXTENSIONS = frozenset(
@@ -22,27 +20,28 @@ EXTENSIONS = frozenset(
 STDIN = "-"
 
 
-def find(arguments: Sequence[str], *, on_empty: Callable[[str], None]) -> Iterator[str]:
+def find(arguments: Sequence[str], *, on_problem: Callable[[str], None]) -> Iterator[str]:
     """Paths in the order of the arguments; a folder or pattern gives its files sorted by name.
 
     Folders are searched with the folders inside; hidden files, and links to folders, are passed over.
-    on_empty: told of an argument that gave nothing. A path that does not exist is given as it is: reading it will fail.
+    on_problem: told of an argument that gave nothing, and of a folder that cannot be read. A path that does not exist
+    is given as it is: reading it will fail.
     """
     for argument in arguments:
         if argument == STDIN:
             yield from lines_of_stdin()
             continue
         found = False
-        for path in _expanded(argument):
+        for path in _expanded(argument, on_problem):
             found = True
             yield path
         if not found:
-            on_empty(argument)
+            on_problem(f"{argument}: has no pictures")
 
 
 def count(arguments: Sequence[str]) -> int | None:
     """How many paths ``find`` will give, or None if they come from stdin."""
-    return None if STDIN in arguments else sum(1 for _ in find(arguments, on_empty=lambda argument: None))
+    return None if STDIN in arguments else sum(1 for _ in find(arguments, on_problem=lambda message: None))
 
 
 def lines_of_stdin() -> Iterator[str]:
@@ -55,9 +54,9 @@ def lines_of_stdin() -> Iterator[str]:
             yield os.fsdecode(name)
 
 
-def _expanded(argument: str) -> Iterable[str]:
+def _expanded(argument: str, on_problem: Callable[[str], None]) -> Iterable[str]:
     if os.path.isdir(argument):  # noqa: PTH112  # a name may hold a NUL
-        return _pictures_in(argument)
+        return _pictures_in(argument, on_problem)
     if glob.has_magic(argument) and not os.path.lexists(argument):
         return _matches(argument)
     return (argument,)
@@ -70,16 +69,17 @@ def _matches(pattern: str) -> Iterator[str]:
         yield path
 
 
-def _pictures_in(folder: str) -> Iterator[str]:
+def _pictures_in(folder: str, on_problem: Callable[[str], None]) -> Iterator[str]:
     try:
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise click.ClickException(f"folder {folder} cannot be read: {error.strerror}") from error
+        on_problem(f"{folder}: cannot be read ({error.strerror})")
+        return
     for entry in ordered:
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _pictures_in(entry.path)
+            yield from _pictures_in(entry.path, on_problem)
         elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():  # noqa: PTH122
             yield entry.path

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,9 @@ from clip.cli.pictures import count, find
 
 
 def found(*arguments: object) -> tuple[list[str], list[str]]:
-    """Paths, and the arguments that gave none."""
-    empty: list[str] = []
-    return list(find([str(argument) for argument in arguments], on_empty=empty.append)), empty
+    """Paths, and what was said."""
+    problems: list[str] = []
+    return list(find([str(argument) for argument in arguments], on_problem=problems.append)), problems
 
 
 def test_a_folder_gives_its_pictures_sorted_with_those_inside(pictures: Path) -> None:
@@ -39,7 +40,7 @@ def test_named_files_are_given_as_they_are_in_the_order_of_the_arguments(picture
 def test_patterns(pictures: Path) -> None:
     assert found(pictures / "*.png") == ([str(pictures / "b.png")], [])
     assert found(f"{pictures}/**/*.webp") == ([str(pictures / "inside" / "c.webp")], [])
-    assert found(pictures / "*.bmp") == ([], [str(pictures / "*.bmp")])
+    assert found(pictures / "*.bmp") == ([], [f"{pictures}/*.bmp: has no pictures"])
 
 
 def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
@@ -49,7 +50,7 @@ def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
-    assert found(tmp_path) == ([], [str(tmp_path)])
+    assert found(tmp_path) == ([], [f"{tmp_path}: has no pictures"])
 
 
 def test_stdin_is_a_list_in_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,4 +64,18 @@ def test_stdin_is_read_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
         buffer: Iterator[bytes] = (b"%d.png\n" % i for i in itertools.count())
 
     monkeypatch.setattr("sys.stdin", Stdin())
-    assert list(itertools.islice(find(["-"], on_empty=str), 2)) == ["0.png", "1.png"]
+    assert list(itertools.islice(find(["-"], on_problem=str), 2)) == ["0.png", "1.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_passed_over(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def guarded(folder: str) -> Any:  # root may read every folder, so permissions would not do
+        if folder.endswith("inside"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    paths, problems = found(pictures)
+    assert [Path(path).name for path in paths] == ["a.JPG", "b.png", "d.gif"]
+    assert problems == [f"{pictures}/inside: cannot be read (Permission denied)"]

@@ -1,0 +1,275 @@
+"""Trains the image tower to put each drawing where the sentence encoder puts its label; then both towers together.
+
+Run after ``targets.py`` (stage "aim") and ``teach.py`` (stage "join"). Checkpoints in WORK; run again, it goes on.
+
+Stage aim: only the image tower runs. Its loss is a cross-entropy over all labels of the corpus, whose embeddings are
+fixed and the teacher's.
+Stage join: the symmetric contrastive loss of CLIP with both towers, kept near the teacher by the losses above.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from teach import CONFIG, Texts, aim_loss, learning_rate, optimizer, part_of, text_parameters
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from clip.model import CLIP
+from clip.preprocess import Preprocess
+
+SHARES = {"concept": 0.75, "emoji": 0.05, "icon": 0.12, "clipart": 0.08}  # concept: emoji of things and animals
+STARTER_STYLES = ("twemoji", "openmoji", "fluent_flat")
+ONE_WAY = re.compile(
+    r"left|right|arrow|clock|letter|sign|symbol|music|note|question|number|flag|hand|button|watch|mark"
+)
+
+
+class Pictures:
+    """The corpus in memory, and batches of it as no two illustrators would draw them."""
+
+    def __init__(self, work: Path, texts: Texts) -> None:
+        self.records = [json.loads(line) for line in (work / "records.jsonl").read_text().splitlines()]
+        self.pixels = torch.from_numpy(np.load(work / "images.npy", mmap_mode="r+")).permute(0, 3, 1, 2)
+        train = [i for i, record in enumerate(self.records) if record["split"] == "train"]
+        self.validation = [i for i, record in enumerate(self.records) if record["split"] == "val"]
+        self.may_flip = torch.tensor([not ONE_WAY.search(record["label"]) for record in self.records])
+        self.texts = texts
+        self.aims = texts.targets[
+            [texts.index.get(record["label"], 0) for record in self.records]
+        ]  # (N, E); those of the test splits are never used
+        self.labels = sorted({self.records[i]["label"] for i in train})
+        self.bank = texts.targets[[texts.index[label] for label in self.labels]]
+        # The concepts of the starter set are things and animals; the other emoji are faces, people and signs.
+        concepts = {
+            record["label"] for record in self.records if record["style"] in STARTER_STYLES and record["subcategory"]
+        }
+        groups: dict[str, list[int]] = {kind: [] for kind in SHARES}
+        for i in train:
+            style, label = self.records[i]["style"], self.records[i]["label"]
+            kind = style if style in groups else "concept" if label in concepts else "emoji"
+            groups[kind].append(i)
+        self.groups = {kind: np.array(members) for kind, members in groups.items()}
+        self.concept_labels = sorted(concepts & {self.records[i]["label"] for i in [*train, *self.validation]})
+        # Within a kind, the square root evens out how often common and rare labels come.
+        self.weights = {}
+        for kind, members in self.groups.items():
+            names = [self.records[i]["label"] for i in members]
+            counts = Counter(names)
+            weights = np.array([counts[name] ** -0.5 for name in names])
+            self.weights[kind] = weights / weights.sum()
+
+    def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        kinds = generator.multinomial(count, list(SHARES.values()))
+        return np.concatenate([
+            generator.choice(self.groups[kind], size=size, p=self.weights[kind])
+            for kind, size in zip(SHARES, kinds, strict=True)
+        ])  # fmt: skip
+
+    def caption(self, row: int, generator: np.random.Generator) -> int:
+        """Row in ``texts`` of the label of a picture, or as often of the label with keywords that the teacher saw."""
+        label = self.records[row]["label"]
+        options = self.captions_of.get(label)
+        return int(generator.choice(options)) if options and generator.random() < 0.5 else self.texts.index[label]
+
+    @property
+    def captions_of(self) -> dict[str, list[int]]:
+        if not hasattr(self, "_captions_of"):
+            self._captions_of: dict[str, list[int]] = {}
+            labels, (start, end) = set(self.labels), self.texts.ranges["caption"]
+            for text, i in self.texts.index.items():
+                if start <= i < end:
+                    for comma in re.finditer(", ", text):  # a label may have a comma itself
+                        if text[: comma.start()] in labels:
+                            self._captions_of.setdefault(text[: comma.start()], []).append(i)
+                            break
+        return self._captions_of
+
+
+MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (Preprocess().mean, Preprocess().std))
+
+
+def on_white(pixels: Tensor) -> Tensor:
+    """(B, 4, H, W) uint8 premultiplied → (B, 3, H, W), what ``preprocess`` makes of the picture on white."""
+    rgba = pixels.float() / 255
+    return (rgba[:, :3] + 1 - rgba[:, 3:] - MEAN) / STD
+
+
+def augmented(pixels: Tensor, may_flip: Tensor) -> Tensor:
+    """(B, 4, H, W) uint8 premultiplied → (B, 3, H, W) floats: moved, warped, lit, coloured, on some ground."""
+    count, side = len(pixels), pixels.shape[-1]
+    rgba = pixels.float() / 255
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(count, *shape) * (high - low) + low
+
+    def chance(probability: float) -> Tensor:
+        return (torch.rand(count, 1, 1, 1) < probability).float()
+
+    # Silhouettes get a colour of their own, about half of them a dark one.
+    is_black = (rgba[:, :3].amax(dim=(1, 2, 3)) == 0).float().view(-1, 1, 1, 1)
+    ink = uniform(0, 1, 3, 1, 1) * torch.where(torch.rand(count, 1, 1, 1) < 0.5, 0.25, 1.0)
+    colour, alpha = rgba[:, :3] * (1 - is_black) + ink * rgba[:, 3:] * is_black, rgba[:, 3:]
+
+    # Place: zoom, aspect, rotation, shift, mirror, and a soft warp, in one resampling.
+    angle, zoom, aspect = torch.randn(count) * 0.1, uniform(-0.15, 0.25).exp(), uniform(-0.1, 0.1).exp()
+    mirror = torch.where((torch.rand(count) < 0.4) & may_flip, -1.0, 1.0)
+    cosine, sine, shift = angle.cos(), angle.sin(), uniform(-0.1, 0.1, 2)
+    matrix = torch.stack([cosine * zoom * aspect * mirror, -sine * zoom, shift[:, 0],
+                          sine * zoom * mirror, cosine * zoom / aspect, shift[:, 1]], dim=1).view(-1, 2, 3)  # fmt: skip
+    grid = F.affine_grid(matrix, [count, 4, side, side], align_corners=False)
+    warp = F.interpolate(torch.randn(count, 2, 4, 4) * 0.05, (side, side), mode="bilinear", align_corners=True)
+    grid = grid + (warp * chance(0.3)).permute(0, 2, 3, 1)
+    moved = F.grid_sample(torch.cat([colour, alpha], dim=1), grid, padding_mode="zeros", align_corners=False)
+    colour, alpha = moved[:, :3], moved[:, 3:]
+
+    # Light and paint, on the thing alone: shading, contrast, saturation, a turn of the hue, grey, outlines.
+    x, y = torch.linspace(-1, 1, side).view(1, 1, 1, -1), torch.linspace(-1, 1, side).view(1, 1, -1, 1)
+    slope = uniform(-0.3, 0.3, 2, 1, 1) * chance(0.5)
+    light = 1 + slope[:, :1] * x + slope[:, 1:] * y + uniform(-0.2, 0.2, 1, 1, 1)
+    grey = colour.mean(1, keepdim=True)
+    saturation = torch.where(torch.rand(count, 1, 1, 1) < 0.12, 0.0, uniform(0.6, 1.4, 1, 1, 1))
+    colour = (grey + (colour - grey) * saturation) * light
+    half = 0.5 * alpha
+    colour = half + (colour - half) * uniform(0.7, 1.3, 1, 1, 1)
+    colour = colour + uniform(-0.06, 0.06, 3, 1, 1) * alpha
+    turned = colour.roll(1, dims=1)
+    mix = uniform(0, 0.5, 1, 1, 1) * chance(0.15)
+    colour = colour * (1 - mix) + turned * mix
+    colour = torch.minimum(colour.clamp(min=0), alpha)
+    some = torch.randperm(count)[: count // 8]
+    inside = -F.max_pool2d(-alpha[some], 3, stride=1, padding=1)
+    colour[some] *= 1 - (alpha[some] - inside).clamp(0, 1) * uniform(0.4, 1, 1, 1, 1)[some]
+
+    # Ground: white for most, else flat, a gradient, or blotches.
+    flat, other = uniform(0, 1, 3, 1, 1), uniform(0, 1, 3, 1, 1)
+    blotches = F.interpolate(torch.rand(count, 3, 6, 6), (side, side), mode="bilinear", align_corners=True)
+    ramp = ((x * uniform(-1, 1, 1, 1, 1) + y * uniform(-1, 1, 1, 1, 1)) / 2 + 0.5).clamp(0, 1)
+    kind = torch.rand(count, 1, 1, 1)
+    ground = torch.where(kind < 0.15, flat.expand(-1, -1, side, side), flat * ramp + other * (1 - ramp))
+    ground = torch.where(kind > 0.27, 0.6 * flat + 0.4 * blotches, ground)
+    # What is nearly as bright as its ground would vanish: that goes on white, if dark enough, else on black.
+    drawn = alpha.sum((2, 3), keepdim=True).clamp(min=1)
+    brightness = colour.mean(1, keepdim=True).sum((2, 3), keepdim=True) / drawn
+    plain = torch.where(brightness < 0.75, 1.0, 0.05)
+    is_plain = (kind > 0.35) | ((ground.mean((1, 2, 3), keepdim=True) - brightness).abs() < 0.25)
+    picture = colour + torch.where(is_plain, plain.expand(-1, 3, side, side), ground) * (1 - alpha)
+
+    some = torch.randperm(count)[: count // 4]
+    blurred = F.avg_pool2d(picture[some], 3, stride=1, padding=1, count_include_pad=False)
+    picture[some] += (blurred - picture[some]) * uniform(-0.4, 0.9, 1, 1, 1)[some]  # below zero it sharpens
+    return (picture.clamp(0, 1) - MEAN) / STD
+
+
+@torch.no_grad()
+def validate(model: CLIP, pictures: Pictures, labels: Tensor) -> float:
+    """Top-1 of the validation pictures among all labels of the starter set's concepts, given as embeddings."""
+    model.eval()
+    names = pictures.concept_labels
+    embeddings = F.normalize(model.encode_image(on_white(pictures.pixels[pictures.validation])), dim=-1)
+    wanted = torch.tensor([names.index(pictures.records[i]["label"]) for i in pictures.validation])
+    model.train()
+    return ((embeddings @ labels.T).argmax(-1) == wanted).float().mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["aim", "join"])
+    parser.add_argument("--work", type=Path, default=Path("build/pocket"))
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    work, is_join = arguments.work, arguments.stage == "join"
+    texts = Texts(work)
+    pictures = Pictures(work, texts)
+    model = CLIP.from_config(CONFIG)
+    checkpoint = work / ("joined.pt" if is_join else "image.pt")
+    if is_join:
+        words, images = (torch.load(work / name)["model"] for name in ("text.pt", "image.pt"))
+        model.load_state_dict({**part_of(words, "visual.", is_without=True), **images})
+    else:
+        model.logit_scale.data.fill_(math.log(15))
+    model.visual.to(memory_format=torch.channels_last)  # twice the speed of convolutions in bf16
+    trained = [*model.visual.parameters(), model.logit_scale, *(text_parameters(model) if is_join else [])]
+    adamw, first = optimizer(trained, weight_decay=0.1), 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        model.load_state_dict({**model.state_dict(), **state["model"]})
+        adamw.load_state_dict(state["optimizer"])
+        first = state["step"]
+    start, losses = time.time(), []
+    for step in range(first, arguments.steps):
+        torch.manual_seed(step)
+        generator = np.random.default_rng(step)
+        rows = pictures.draw(arguments.batch_size, generator)
+        pixels = augmented(pictures.pixels[rows], pictures.may_flip[rows])
+        for group in adamw.param_groups:
+            group["lr"] = learning_rate(step, arguments.steps, arguments.learning_rate)
+        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            features = model.encode_image(pixels.contiguous(memory_format=torch.channels_last))
+            if is_join:
+                captions = [pictures.caption(row, generator) for row in rows]
+                text_features = model.encode_text(texts.padded(captions, generator))
+        scale = model.logit_scale.exp()
+        aims = pictures.aims[rows]
+        cosine = F.cosine_similarity(features.float(), aims).mean()
+        loss = aim_loss(features, aims, pictures.bank, scale) - 3 * cosine
+        if is_join:
+            loss = loss + joint_loss(features.float(), text_features.float(), texts.targets[captions], scale)
+        adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        adamw.step()
+        model.logit_scale.data.clamp_(0, math.log(100))
+        losses.append((loss.item(), cosine.item()))
+        if step % 200 == 199 or step == arguments.steps - 1:
+            state = model.state_dict()
+            if not is_join:
+                state = {**part_of(state, "visual."), "logit_scale": state["logit_scale"]}
+            torch.save({"model": state, "optimizer": adamw.state_dict(), "step": step + 1}, checkpoint)
+            concept_rows = [texts.index[label] for label in pictures.concept_labels]
+            with torch.no_grad():
+                labels = (
+                    F.normalize(model.encode_text(texts.padded(concept_rows)), dim=-1)
+                    if is_join
+                    else texts.targets[concept_rows]
+                )
+            print(
+                json.dumps(
+                    {
+                        "step": step + 1,
+                        "seconds": round(time.time() - start),
+                        **dict(zip(("loss", "cosine"), np.mean(losses, axis=0).round(4).tolist(), strict=True)),
+                        "scale": round(scale.item(), 2),
+                        "val/top1": round(validate(model, pictures, labels), 4),
+                    }
+                ),
+                flush=True,
+            )
+            losses = []
+
+
+def joint_loss(images: Tensor, texts: Tensor, aims: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's symmetric loss with captions that mean the same left out of the negatives, and the pull to the teacher."""
+    image_embeddings, text_embeddings = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
+    same = (aims @ aims.T > 0.8) & ~torch.eye(len(aims), dtype=torch.bool)
+    logits = (scale * image_embeddings @ text_embeddings.T).masked_fill(same, -1e4)
+    own = torch.arange(len(logits))
+    contrast = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    return contrast + 5 * (1 - (text_embeddings * aims).sum(-1).mean())
+
+
+if __name__ == "__main__":
+    main()

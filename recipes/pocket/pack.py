@@ -23,12 +23,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/pocket"))
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    joined = arguments.work / "joined.pt"
-    if joined.exists():
-        weights = torch.load(joined)["model"]
-    else:  # the towers agree already: both were taught by the same teacher
-        words, images = (torch.load(arguments.work / name)["model"] for name in ("text.pt", "image.pt"))
-        weights = {**part_of(words, "visual.", is_without=True), **images}
+    # The towers agree although they never met: one encoder taught both.
+    words, images = (torch.load(arguments.work / name)["model"] for name in ("text.pt", "image.pt"))
+    weights = {**part_of(words, "visual.", is_without=True), **images}
     checkpoint = Checkpoint(
         config=CONFIG,
         state_dict={key: value.half() if value.is_floating_point() else value for key, value in weights.items()},

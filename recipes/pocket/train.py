@@ -1,10 +1,7 @@
-"""Trains the image tower to put each drawing where the sentence encoder puts its label; then both towers together.
+"""Trains the image tower to put each drawing where the sentence encoder puts its label.
 
-Run after ``targets.py`` (stage "aim") and ``teach.py`` (stage "join"). Checkpoints in WORK; run again, it goes on.
-
-Stage aim: only the image tower runs. Its loss is a cross-entropy over all labels of the corpus, whose embeddings are
-fixed and the teacher's.
-Stage join: the symmetric contrastive loss of CLIP with both towers, kept near the teacher by the losses above.
+Run after ``corpus.py`` and ``targets.py``; the text tower is not needed, since the same encoder teaches it. The loss is
+a cross-entropy over all labels of the corpus, whose embeddings are fixed. Writes WORK/image.pt; run again, it goes on.
 """
 
 from __future__ import annotations
@@ -20,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from teach import CONFIG, Texts, aim_loss, learning_rate, optimizer, part_of, text_parameters
+from teach import CONFIG, Texts, aim_loss, learning_rate, optimizer, part_of
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clip.model import CLIP
 from clip.preprocess import Preprocess
@@ -44,9 +40,8 @@ class Pictures:
         self.validation = [i for i, record in enumerate(self.records) if record["split"] == "val"]
         self.may_flip = torch.tensor([not ONE_WAY.search(record["label"]) for record in self.records])
         self.texts = texts
-        self.aims = texts.targets[
-            [texts.index.get(record["label"], 0) for record in self.records]
-        ]  # (N, E); those of the test splits are never used
+        # (N, E); a label that the teacher did not see, of a test picture, has no aim and needs none.
+        self.aims = texts.targets[[texts.index.get(record["label"], 0) for record in self.records]]
         self.labels = sorted({self.records[i]["label"] for i in train})
         self.bank = texts.targets[[texts.index[label] for label in self.labels]]
         # The concepts of the starter set are things and animals; the other emoji are faces, people and signs.
@@ -74,25 +69,6 @@ class Pictures:
             generator.choice(self.groups[kind], size=size, p=self.weights[kind])
             for kind, size in zip(SHARES, kinds, strict=True)
         ])  # fmt: skip
-
-    def caption(self, row: int, generator: np.random.Generator) -> int:
-        """Row in ``texts`` of the label of a picture, or as often of the label with keywords that the teacher saw."""
-        label = self.records[row]["label"]
-        options = self.captions_of.get(label)
-        return int(generator.choice(options)) if options and generator.random() < 0.5 else self.texts.index[label]
-
-    @property
-    def captions_of(self) -> dict[str, list[int]]:
-        if not hasattr(self, "_captions_of"):
-            self._captions_of: dict[str, list[int]] = {}
-            labels, (start, end) = set(self.labels), self.texts.ranges["caption"]
-            for text, i in self.texts.index.items():
-                if start <= i < end:
-                    for comma in re.finditer(", ", text):  # a label may have a comma itself
-                        if text[: comma.start()] in labels:
-                            self._captions_of.setdefault(text[: comma.start()], []).append(i)
-                            break
-        return self._captions_of
 
 
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (Preprocess().mean, Preprocess().std))
@@ -171,104 +147,64 @@ def augmented(pixels: Tensor, may_flip: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def validate(model: CLIP, pictures: Pictures, labels: Tensor) -> float:
-    """Top-1 of the validation pictures among all labels of the starter set's concepts, given as embeddings."""
+def validate(model: CLIP, pictures: Pictures) -> float:
+    """Top-1 of the validation pictures among the labels of all concepts, where the teacher puts them."""
     model.eval()
-    names = pictures.concept_labels
+    names, texts = pictures.concept_labels, pictures.texts
     embeddings = F.normalize(model.encode_image(on_white(pictures.pixels[pictures.validation])), dim=-1)
-    wanted = torch.tensor([names.index(pictures.records[i]["label"]) for i in pictures.validation])
     model.train()
-    return ((embeddings @ labels.T).argmax(-1) == wanted).float().mean().item()
+    wanted = torch.tensor([names.index(pictures.records[i]["label"]) for i in pictures.validation])
+    nearest = (embeddings @ texts.targets[[texts.index[name] for name in names]].T).argmax(-1)
+    return (nearest == wanted).float().mean().item()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["aim", "join"])
     parser.add_argument("--work", type=Path, default=Path("build/pocket"))
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    work, is_join = arguments.work, arguments.stage == "join"
-    texts = Texts(work)
-    pictures = Pictures(work, texts)
-    model = CLIP.from_config(CONFIG)
-    checkpoint = work / ("joined.pt" if is_join else "image.pt")
-    if is_join:
-        words, images = (torch.load(work / name)["model"] for name in ("text.pt", "image.pt"))
-        model.load_state_dict({**part_of(words, "visual.", is_without=True), **images})
-    else:
-        model.logit_scale.data.fill_(math.log(15))
+    torch.manual_seed(0)
+    pictures = Pictures(arguments.work, Texts(arguments.work))
+    model, checkpoint = CLIP.from_config(CONFIG), arguments.work / "image.pt"
     model.visual.to(memory_format=torch.channels_last)  # twice the speed of convolutions in bf16
-    trained = [*model.visual.parameters(), model.logit_scale, *(text_parameters(model) if is_join else [])]
+    model.logit_scale.data.fill_(math.log(15))
+    trained = [*model.visual.parameters(), model.logit_scale]
     adamw, first = optimizer(trained, weight_decay=0.1), 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
         model.load_state_dict({**model.state_dict(), **state["model"]})
         adamw.load_state_dict(state["optimizer"])
         first = state["step"]
-    start, losses = time.time(), []
+    start, history = time.time(), []
     for step in range(first, arguments.steps):
-        torch.manual_seed(step)
-        generator = np.random.default_rng(step)
-        rows = pictures.draw(arguments.batch_size, generator)
-        pixels = augmented(pictures.pixels[rows], pictures.may_flip[rows])
+        torch.manual_seed(step)  # by step, so that a resumed run draws what an unbroken one would
+        rows = pictures.draw(arguments.batch_size, np.random.default_rng(step))
+        aims, pixels = pictures.aims[rows], augmented(pictures.pixels[rows], pictures.may_flip[rows])
         for group in adamw.param_groups:
             group["lr"] = learning_rate(step, arguments.steps, arguments.learning_rate)
-        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             features = model.encode_image(pixels.contiguous(memory_format=torch.channels_last))
-            if is_join:
-                captions = [pictures.caption(row, generator) for row in rows]
-                text_features = model.encode_text(texts.padded(captions, generator))
-        scale = model.logit_scale.exp()
-        aims = pictures.aims[rows]
         cosine = F.cosine_similarity(features.float(), aims).mean()
-        loss = aim_loss(features, aims, pictures.bank, scale) - 3 * cosine
-        if is_join:
-            loss = loss + joint_loss(features.float(), text_features.float(), texts.targets[captions], scale)
+        # The cosine pulls towards the aim from the first step on, when the cross-entropy hardly knows where to.
+        loss = aim_loss(features, aims, pictures.bank, model.logit_scale.exp()) - 3 * cosine
         adamw.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         adamw.step()
         model.logit_scale.data.clamp_(0, math.log(100))
-        losses.append((loss.item(), cosine.item()))
+        history.append((loss.item(), cosine.item()))
         if step % 200 == 199 or step == arguments.steps - 1:
-            state = model.state_dict()
-            if not is_join:
-                state = {**part_of(state, "visual."), "logit_scale": state["logit_scale"]}
-            torch.save({"model": state, "optimizer": adamw.state_dict(), "step": step + 1}, checkpoint)
-            concept_rows = [texts.index[label] for label in pictures.concept_labels]
-            with torch.no_grad():
-                labels = (
-                    F.normalize(model.encode_text(texts.padded(concept_rows)), dim=-1)
-                    if is_join
-                    else texts.targets[concept_rows]
-                )
-            print(
-                json.dumps(
-                    {
-                        "step": step + 1,
-                        "seconds": round(time.time() - start),
-                        **dict(zip(("loss", "cosine"), np.mean(losses, axis=0).round(4).tolist(), strict=True)),
-                        "scale": round(scale.item(), 2),
-                        "val/top1": round(validate(model, pictures, labels), 4),
-                    }
-                ),
-                flush=True,
-            )
-            losses = []
-
-
-def joint_loss(images: Tensor, texts: Tensor, aims: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's symmetric loss with captions that mean the same left out of the negatives, and the pull to the teacher."""
-    image_embeddings, text_embeddings = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
-    same = (aims @ aims.T > 0.8) & ~torch.eye(len(aims), dtype=torch.bool)
-    logits = (scale * image_embeddings @ text_embeddings.T).masked_fill(same, -1e4)
-    own = torch.arange(len(logits))
-    contrast = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-    return contrast + 5 * (1 - (text_embeddings * aims).sum(-1).mean())
+            weights = {**part_of(model.state_dict(), "visual."), "logit_scale": model.logit_scale.data}
+            torch.save({"model": weights, "optimizer": adamw.state_dict(), "step": step + 1}, checkpoint)
+            loss_mean, cosine_mean = np.mean(history, axis=0).round(4).tolist()
+            line = {"step": step + 1, "seconds": round(time.time() - start), "loss": loss_mean, "cosine": cosine_mean}
+            line |= {"scale": round(model.logit_scale.exp().item(), 2), "val/top1": round(validate(model, pictures), 4)}
+            print(json.dumps(line), flush=True)
+            history = []
 
 
 if __name__ == "__main__":

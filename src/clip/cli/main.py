@@ -79,8 +79,7 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return status if isinstance(status, int) else DONE
     except click.UsageError as error:
-        error.message = printable(error.message)
-        error.show()
+        click.UsageError(printable(error.format_message()), ctx=error.ctx).show()
         return WRONG_USAGE
     except (click.Abort, KeyboardInterrupt):
         say("interrupted")

@@ -200,7 +200,7 @@ def _table(class_names: tuple[str, ...]) -> Write:
 
 def _plain_table(class_names: tuple[str, ...]) -> Write:
     """Aligned to the names of the first batch; later ones, which are longer, push their line to the right."""
-    label_width = min(max(len(printable(name)) for name in (*class_names, NONE)), 24)
+    label_width = min(max(len(printable(name)) for name in (*class_names, NONE)), 40)
     file_width = 0
 
     def write(rows: list[Classification]) -> None:

@@ -1,0 +1,25 @@
+"""The Python of docs/classify.md and docs/encode.md runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import clip
+
+ROOT = Path(__file__).parents[2]
+POCKET = Path(clip.__path__[0]) / "pocket.safetensors"
+
+
+@pytest.mark.skipif(not POCKET.exists(), reason="pocket is not in this checkout")
+@pytest.mark.parametrize("page", ["classify.md", "encode.md"])
+def test_the_python_of_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.M | re.S)
+    assert blocks
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})

@@ -13,19 +13,31 @@ if TYPE_CHECKING:
     from clip import model as model
     from clip import simple_tokenizer as simple_tokenizer
     from clip.clip import available_models, convert, load, save, tokenize
+    from clip.evaluation.zero_shot import ZeroShotClassifier
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "ZeroShotClassifier": "clip.evaluation.zero_shot",
     "available_models": "clip.clip",
     "convert": "clip.clip",
     "load": "clip.clip",
     "save": "clip.clip",
     "tokenize": "clip.clip",
 }
-_SUBMODULES = ("clip", "errors", "images", "model", "preprocess", "simple_tokenizer")
+_SUBMODULES = (
+    "checkpoints",
+    "clip",
+    "errors",
+    "evaluation",
+    "features",
+    "images",
+    "model",
+    "preprocess",
+    "simple_tokenizer",
+)
 
-__all__ = ["available_models", "convert", "load", "save", "tokenize"]
+__all__ = ["ZeroShotClassifier", "available_models", "convert", "load", "save", "tokenize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -75,7 +75,7 @@ _ASCII_PIECES = {
 
 @functools.cache
 def _unicode_pieces(special_words: bool) -> re.Pattern[str]:
-    import regex  # type: ignore[import-untyped, unused-ignore]  # brings no stubs; its patterns look like re's
+    import regex  # brings no stubs; its patterns look like re's
 
     grammar = _GRAMMAR.format(letter=r"\p{L}", number=r"\p{N}")
     pattern: re.Pattern[str] = regex.compile((_SPECIAL if special_words else "") + grammar, regex.IGNORECASE)
@@ -117,7 +117,7 @@ def basic_clean(text: str) -> str:
 
 def whitespace_clean(text: str) -> str:
     """``text`` with each run of white space made one space, stripped."""
-    import regex  # type: ignore[import-untyped, unused-ignore]
+    import regex
 
     # Not `re`: there \s also matches \x1c to \x1f.
     return str(regex.sub(r"\s+", " ", text)).strip()

@@ -195,21 +195,14 @@ class CLIPConfig:
 _HEAD_WIDTHS = {(1280, 32): 80, (1408, 40): 88, (1664, 48): 104}
 
 
-def _resnet(
-    embed_dim: int, pixels: int, layers: tuple[int, int, int, int], width: int, text_width: int = 512
+def _openai(
+    embed_dim: int,
+    pixels: int,
+    layers: int | tuple[int, int, int, int],
+    width: int,
+    patch_size: int | None = None,
+    text_width: int = 512,
 ) -> CLIPConfig:
-    return CLIPConfig(
-        embed_dim=embed_dim,
-        image_resolution=pixels,
-        vision_layers=layers,
-        vision_width=width,
-        vision_patch_size=None,
-        transformer_width=text_width,
-        transformer_layers=12,
-    )
-
-
-def _vit(embed_dim: int, pixels: int, layers: int, width: int, patch_size: int, text_width: int) -> CLIPConfig:
     return CLIPConfig(
         embed_dim=embed_dim,
         image_resolution=pixels,
@@ -237,15 +230,15 @@ def _laion(embed_dim: int, layers: int, width: int, mlp_width: int, text_width: 
 
 
 ARCHITECTURES: dict[str, CLIPConfig] = {
-    "RN50": _resnet(1024, 224, (3, 4, 6, 3), 64),
-    "RN101": _resnet(512, 224, (3, 4, 23, 3), 64),
-    "RN50x4": _resnet(640, 288, (4, 6, 10, 6), 80, 640),
-    "RN50x16": _resnet(768, 384, (6, 8, 18, 8), 96, 768),
-    "RN50x64": _resnet(1024, 448, (3, 15, 36, 10), 128, 1024),
-    "ViT-B/32": _vit(512, 224, 12, 768, 32, 512),
-    "ViT-B/16": _vit(512, 224, 12, 768, 16, 512),
-    "ViT-L/14": _vit(768, 224, 24, 1024, 14, 768),
-    "ViT-L/14@336px": _vit(768, 336, 24, 1024, 14, 768),
+    "RN50": _openai(1024, 224, (3, 4, 6, 3), 64),
+    "RN101": _openai(512, 224, (3, 4, 23, 3), 64),
+    "RN50x4": _openai(640, 288, (4, 6, 10, 6), 80, None, 640),
+    "RN50x16": _openai(768, 384, (6, 8, 18, 8), 96, None, 768),
+    "RN50x64": _openai(1024, 448, (3, 15, 36, 10), 128, None, 1024),
+    "ViT-B/32": _openai(512, 224, 12, 768, 32, 512),
+    "ViT-B/16": _openai(512, 224, 12, 768, 16, 512),
+    "ViT-L/14": _openai(768, 224, 24, 1024, 14, 768),
+    "ViT-L/14@336px": _openai(768, 336, 24, 1024, 14, 768),
     "ViT-H-14": _laion(1024, 32, 1280, 5120, 1024, 24),
     "ViT-g-14": _laion(1024, 40, 1408, 6144, 1024, 24),
     "ViT-bigG-14": _laion(1280, 48, 1664, 8192, 1280, 32),
@@ -288,7 +281,10 @@ class QuickGELU(nn.Module):
     """x · sigmoid(1.702 x), the approximation of GELU that OpenAI's models were trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        gate = (1.702 * x).sigmoid_()
+        # These are the largest tensors of the model. One fewer at a time leaves nothing for the allocator to give back
+        # and fetch anew in each block, which costs a tenth of the time on a CPU.
+        return x * gate if torch.is_grad_enabled() else gate.mul_(x)
 
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}

@@ -466,7 +466,12 @@ def test_attention_drops_out_in_training_only() -> None:
 
 def test_quick_gelu() -> None:
     x = torch.linspace(-5, 5, 101, dtype=torch.float64)
-    torch.testing.assert_close(QuickGELU()(x), x / (1 + torch.exp(-1.702 * x)))
+    expected, given = x / (1 + torch.exp(-1.702 * x)), x.clone()
+    torch.testing.assert_close(QuickGELU()(x), expected)
+    with torch.no_grad():  # computed in place, but not in the place of the input
+        torch.testing.assert_close(QuickGELU()(x), expected)
+    assert torch.equal(x, given)
+    assert torch.autograd.gradcheck(QuickGELU(), x.requires_grad_())
 
 
 @pytest.mark.parametrize(("activation", "kind"), [("quick_gelu", QuickGELU), ("gelu", nn.GELU)])

@@ -120,6 +120,31 @@ def test_no_token_behind_the_longest_text_is_computed() -> None:
     assert seen == [(9, 3, VIT.transformer_width)] * VIT.transformer_layers
 
 
+@pytest.mark.parametrize("count", [31, 32, 47, 48, 64, 150])
+def test_large_batches_go_in_groups_of_similar_length_and_come_back_in_order(count: int) -> None:
+    model, computed = make_model(), []
+    model.transformer.resblocks[0].register_forward_pre_hook(lambda _, args: computed.append(args[0].shape[:2]))
+    lengths = [5 + 13 * i % 30 for i in range(count)]
+    text = texts(*lengths)
+    features = model.encode_text(text)
+    torch.testing.assert_close(features, encode_untrimmed(model, text), rtol=0, atol=1e-5)
+    groups = min(4, max(1, count // 16))
+    assert sum(size for _, size in computed[:groups]) == count
+    assert computed[groups - 1][0] == max(lengths)  # the last group has the longest text
+    if groups > 1:
+        assert sum(length * size for length, size in computed[:groups]) < max(lengths) * count
+
+
+def test_gradients_through_groups_are_those_of_the_whole() -> None:
+    model, text = make_model(), texts(*(5 + i % 40 for i in range(40)))
+    of_groups, of_whole = (
+        torch.autograd.grad(encode(text).square().sum(), list(model.transformer.parameters()))
+        for encode in (model.encode_text, lambda text: encode_untrimmed(model, text))
+    )
+    for ours, theirs in zip(of_groups, of_whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
 def test_a_text_does_not_depend_on_its_batch() -> None:
     model, text = make_model(), texts(3, 77, 5)
     together = model.encode_text(text)
@@ -190,10 +215,21 @@ def test_an_image_does_not_depend_on_its_batch(config: CLIPConfig) -> None:
 
 
 @BOTH
+def test_larger_images_are_taken_with_a_larger_table_of_positions(config: CLIPConfig) -> None:
+    """As dense prediction and high-resolution fine-tuning do with OpenAI's code."""
+    model, side = make_model(config), config.image_resolution
+    tower = model.visual.attnpool if config.is_resnet else model.visual
+    tower.positional_embedding = torch.nn.Parameter(torch.zeros(16 + 1, tower.positional_embedding.shape[1]))
+    assert model.encode_image(torch.zeros(1, 3, 2 * side, 2 * side)).shape == (1, config.embed_dim)
+
+
+@BOTH
 def test_images_of_another_shape_are_refused(config: CLIPConfig) -> None:
     model, side = make_model(config), config.image_resolution
-    with pytest.raises(ShapeError, match=rf"\(batch, 3, {side}, {side}\)"):
+    with pytest.raises(ShapeError, match="make 16 patches or cells; the model has positions for 4"):
         model.encode_image(torch.zeros(1, 3, 2 * side, 2 * side))
+    with pytest.raises(ShapeError, match=r"\(batch, 3, height, width\) is expected"):
+        model.encode_image(torch.zeros(1, 1, side, side))
     with pytest.raises(ShapeError, match="unsqueeze"):
         model.encode_image(torch.zeros(3, side, side))
 

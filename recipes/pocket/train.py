@@ -1,7 +1,7 @@
-"""Trains the image tower to put each drawing where the sentence encoder puts its label.
+"""Trains a ResNet to put each drawing where the sentence encoder puts its label; ``distil.py`` learns from it.
 
 Run after ``corpus.py`` and ``targets.py``; the text tower is not needed, since the same encoder teaches it. The loss is
-a cross-entropy over all labels of the corpus, whose embeddings are fixed. Writes WORK/image.pt; run again, it goes on.
+a cross-entropy over all labels of the corpus, whose embeddings are fixed. Writes WORK/resnet.pt; run again, it goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from teach import CONFIG, Texts, aim_loss, learning_rate, optimizer, part_of
+from teach import RESNET, Texts, aim_loss, learning_rate, optimizer, part_of
 from torch import Tensor
 
 from clip.model import CLIP
@@ -161,7 +161,7 @@ def validate(model: CLIP, pictures: Pictures) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/pocket"))
-    parser.add_argument("--steps", type=int, default=7500)
+    parser.add_argument("--steps", type=int, default=7800)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=1)
@@ -169,7 +169,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     pictures = Pictures(arguments.work, Texts(arguments.work))
-    model, checkpoint = CLIP.from_config(CONFIG), arguments.work / "image.pt"
+    model, checkpoint = CLIP.from_config(RESNET), arguments.work / "resnet.pt"
     model.visual.to(memory_format=torch.channels_last)  # twice the speed of convolutions in bf16
     model.logit_scale.data.fill_(math.log(15))
     trained = [*model.visual.parameters(), model.logit_scale]

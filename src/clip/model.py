@@ -440,7 +440,8 @@ class VisionTransformer(nn.Module):
         x = self.conv1(x).flatten(2).transpose(1, 2)  # (B, L - 1, D), one row a patch
         class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = _add_positions(torch.cat([class_token, x], dim=1), self.positional_embedding)  # (B, L, D)
-        x = self.transformer(self.ln_pre(x).transpose(0, 1))  # (L, B, D)
+        # Contiguous once, or every block's additions and normalisations would copy a transposed stream.
+        x = self.transformer(self.ln_pre(x).transpose(0, 1).contiguous())  # (L, B, D)
         return cast(Tensor, self.ln_post(x[0]) @ self.proj)
 
 
@@ -727,7 +728,7 @@ class CLIP(nn.Module):
             raise ShapeError(f"a text has {text.shape[1]} tokens; the context length is {self.context_length}")
         x = self.token_embedding(text).type(self.dtype)  # (B, L, D)
         x = x + self.positional_embedding[: text.shape[1]].type(self.dtype)
-        x = self.transformer(x.transpose(0, 1)).transpose(0, 1)
+        x = self.transformer(x.transpose(0, 1).contiguous()).transpose(0, 1)
         x = self.ln_final(x).type(self.dtype)
         return cast(Tensor, x[torch.arange(x.shape[0], device=x.device), end] @ self.text_projection)
 

@@ -86,8 +86,9 @@ def main() -> None:
     import open_clip
     import torch
     import torchvision
-    from clip.clip import _transform
     from open_clip.transform import image_transform
+
+    from clip.clip import _transform
 
     stored: dict[str, Any] = {}
     raising: dict[str, str] = {}

@@ -39,7 +39,14 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
     """A running ``clip`` whose three streams are pipes."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [*CLIP_COMMAND, *map(str, arguments)]
-    return subprocess.Popen(command, env=ENVIRONMENT, **{**pipes, **options})  # type: ignore[call-overload]
+    return subprocess.Popen(  # type: ignore[call-overload]
+        command, env=ENVIRONMENT, preexec_fn=_heed_interrupts, **{**pipes, **options}
+    )
+
+
+def _heed_interrupts() -> None:
+    """Undoes what a shell does to the commands that it runs in the background, these tests perhaps among them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def feed(process: subprocess.Popen[bytes], *lines: object) -> None:

@@ -26,6 +26,7 @@ from clip.errors import ConfigError, ModelNotFoundError, ShapeError, StateDictEr
 __all__ = [
     "ARCHITECTURES",
     "CLIP",
+    "SIZES_IN_ARCHIVES",
     "Activation",
     "AttentionPool2d",
     "Bottleneck",
@@ -45,7 +46,6 @@ __all__ = [
 
 Activation = Literal["quick_gelu", "gelu"]
 
-MAX_LOGIT_SCALE = math.log(100)
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
 
@@ -777,7 +777,8 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-_SIZES_IN_ARCHIVES = ("input_resolution", "context_length", "vocab_size")
+SIZES_IN_ARCHIVES = ("input_resolution", "context_length", "vocab_size")
+"""Entries of OpenAI's archives that are no weights."""
 
 
 def load_weights(config: CLIPConfig, state_dict: Mapping[str, Tensor]) -> CLIP:
@@ -788,7 +789,7 @@ def load_weights(config: CLIPConfig, state_dict: Mapping[str, Tensor]) -> CLIP:
     with torch.device("meta"), _Undrawn():
         model = CLIP.from_config(config)
     own = model.state_dict()
-    given = {key: value for key, value in state_dict.items() if key not in _SIZES_IN_ARCHIVES}
+    given = {key: value for key, value in state_dict.items() if key not in SIZES_IN_ARCHIVES}
     if "logit_scale" in given and given["logit_scale"].shape == (1,):  # as some versions of OpenCLIP store it
         given["logit_scale"] = given["logit_scale"].reshape(())
     for key in own:  # PyTorch before 0.4.1 wrote no counters, and they say nothing at inference

@@ -25,7 +25,7 @@ from clip.checkpoints import configs, formats
 from clip.checkpoints.archives import read_archive
 from clip.checkpoints.tags import find_tag
 from clip.errors import CheckpointError, ConfigError, ConversionError, StateDictError, choices
-from clip.model import CLIP, Activation, CLIPConfig, load_weights
+from clip.model import CLIP, SIZES_IN_ARCHIVES, Activation, CLIPConfig, load_weights
 from clip.preprocess import Preprocess
 
 __all__ = ["Checkpoint", "Format", "fingerprint", "read_checkpoint", "write_checkpoint"]
@@ -39,7 +39,6 @@ VERSION = "1"
 _SCALE = "_scale"
 """Suffix of the per-row factors of a tensor that is stored as int8 rows."""
 _EMA, _STATE_DICT = "state_dict_ema", "state_dict"
-_SIZES_IN_ARCHIVES = ("input_resolution", "context_length", "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +140,7 @@ def _read_zip(path: Path) -> _Found:
             name, default = f"{run} {name}", "gelu"
         content = content[wrapper]
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    is_openai = set(_SIZES_IN_ARCHIVES) <= tensors.keys()
+    is_openai = set(SIZES_IN_ARCHIVES) <= tensors.keys()
     if is_openai:
         default = "quick_gelu"
     return _Found(tensors=tensors, kind=kind, default_activation=default, is_certain=is_openai, name=name)
@@ -232,7 +231,7 @@ def _understand(path: Path, found: _Found, activation: Activation | None) -> Che
     except (StateDictError, CheckpointError, ConfigError) as error:
         kind = type(error) if isinstance(error, CheckpointError) else CheckpointError
         raise kind(f"{path}: {error}") from error
-    weights = {key: value for key, value in state_dict.items() if key not in _SIZES_IN_ARCHIVES}
+    weights = {key: value for key, value in state_dict.items() if key not in SIZES_IN_ARCHIVES}
     where = f"{found.kind} ({layout} names), {chosen} {why}"
     return Checkpoint(config=config, state_dict=weights, preprocess=preprocess, source=where)
 
@@ -431,7 +430,7 @@ def _write_openai(checkpoint: Checkpoint, path: Path) -> None:
         )
     sizes = (config.image_resolution, config.context_length, config.vocab_size)
     # The entries by which OpenAI's archives are known, here and to OpenAI's build_model, which drops them.
-    marks = {key: torch.tensor(value) for key, value in zip(_SIZES_IN_ARCHIVES, sizes, strict=True)}
+    marks = {key: torch.tensor(value) for key, value in zip(SIZES_IN_ARCHIVES, sizes, strict=True)}
     torch.save({key: value.detach().cpu().clone() for key, value in checkpoint.state_dict.items()} | marks, path)
 
 
@@ -447,7 +446,7 @@ def _write_openclip(checkpoint: Checkpoint, path: Path) -> None:
 def _write_transformers(checkpoint: Checkpoint, path: Path) -> None:
     if checkpoint.preprocess.resize == "longest":
         raise ConversionError("transformers' CLIPImageProcessor cannot hold resize 'longest'")
-    tensors = formats.from_openai(checkpoint.state_dict, "transformers")
+    tensors = formats.to_transformers(checkpoint.state_dict)
     path.mkdir()
     _write_json(path / "config.json", configs.transformers_config(checkpoint.config))
     _write_json(path / "preprocessor_config.json", configs.transformers_preprocessor(checkpoint.preprocess))

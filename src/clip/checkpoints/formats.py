@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clip.errors import ConversionError, StateDictError
 
-__all__ = ["Entry", "detect", "from_openai", "strip_wrappers", "to_openai", "transformers_table"]
+__all__ = ["Entry", "detect", "strip_wrappers", "to_openai", "to_transformers", "transformers_table"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,9 +65,6 @@ _TRANSFORMERS_REST = [
     ),
 ]
 _TRANSFORMERS_LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.")
-
-# Parts of the text tower, which OpenCLIP's CustomTextCLIP keeps under "text.".
-_TEXT = re.compile(r"(text_projection|positional_embedding|token_embedding|transformer|ln_final)(\.|$)")
 
 
 def transformers_table(vision_layers: int, text_layers: int) -> list[Entry]:
@@ -147,17 +144,11 @@ def to_openai(state_dict: Mapping[str, Tensor], layout: str) -> dict[str, Tensor
     return result | given
 
 
-def from_openai(state_dict: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """A state dict with OpenAI's keys in the given layout; undone by ``to_openai``, bit for bit.
+def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with OpenAI's keys under those of transformers; ``to_openai`` undoes it, bit for bit.
 
-    Raises ConversionError for what the layout cannot hold.
+    Raises ConversionError for what transformers cannot hold.
     """
-    if layout == "openai":
-        return dict(state_dict)
-    if layout == "openclip-custom-text":
-        return {f"text.{key}" if _TEXT.match(key) else key: value for key, value in state_dict.items()}
-    if layout != "transformers":
-        raise ConversionError(f"there is no layout {layout!r}")
     if "visual.proj" not in state_dict:
         raise ConversionError("transformers' CLIPModel has no ResNet: only models with a ViT can be written for it")
     rest = dict(state_dict)

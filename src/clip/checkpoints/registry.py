@@ -9,9 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from clip.errors import ModelNotFoundError, choices
-
-__all__ = ["OPENAI_LICENCE", "OPENAI_MODELS", "RemoteModel", "find_model", "sha256_in_url"]
+__all__ = ["OPENAI_LICENCE", "OPENAI_MODELS", "RemoteModel", "sha256_in_url"]
 
 OPENAI_LICENCE = (
     "MIT, the licence of the openai/CLIP repository, which names no other for the weights. Its model card intends the "
@@ -63,14 +61,6 @@ OPENAI_MODELS: dict[str, RemoteModel] = {
     )
 }
 """OpenAI's nine models by name, in the order of ``available_models()``."""
-
-
-def find_model(name: str) -> RemoteModel:
-    """The published model of that name. Raises ModelNotFoundError with the known names, the closest first."""
-    try:
-        return OPENAI_MODELS[name]
-    except KeyError:
-        raise ModelNotFoundError(f"model {name!r} not found; available: {choices(name, OPENAI_MODELS)}") from None
 
 
 def sha256_in_url(url: str) -> str | None:

@@ -90,6 +90,7 @@ RANKS = {
     "clip": 3,
     "features": 4,
     "embedding_files": 4,
+    "html_page": 1,
     "data": 4,
     "evaluation": 5,
     "training": 5,

@@ -669,6 +669,137 @@ def test_an_export_holds_for_other_batches_and_longer_texts(config: CLIPConfig) 
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def gradients(model: CLIP, image: Tensor, text: Tensor, *, seed: int = 3) -> dict[str, Tensor]:
+    """Of the paper's loss, for every parameter."""
+    torch.manual_seed(seed)
+    labels = torch.arange(len(image))
+    model.zero_grad()
+    loss = sum(F.cross_entropy(logits, labels) for logits in model(image, text))
+    assert isinstance(loss, Tensor)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@BOTH
+@pytest.mark.parametrize("is_training", [True, False])
+def test_gradient_checkpointing_changes_no_gradient_and_no_statistic(config: CLIPConfig, is_training: bool) -> None:
+    model, other = make_model(config).train(is_training), make_model(config)
+    other.load_state_dict(model.state_dict())
+    other.train(is_training)
+    other.set_gradient_checkpointing(True)
+    if isinstance(model.visual, VisionTransformer) and isinstance(other.visual, VisionTransformer):
+        model.visual.patch_dropout = other.visual.patch_dropout = 0.5
+        for block in [*model.modules(), *other.modules()]:
+            if isinstance(block, MultiheadAttention):
+                block.dropout = 0.3
+    batch, text = images(3, config), texts(3, 9, 5)
+    expected, found = gradients(model, batch, text), gradients(other, batch, text)
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
+    for (name, buffer), (_, own) in zip(other.named_buffers(), model.named_buffers(), strict=True):
+        assert torch.equal(buffer, own), name
+
+
+@BOTH
+def test_gradient_checkpointing_keeps_less(config: CLIPConfig) -> None:
+    config = dataclasses.replace(config, vision_layers=(3, 3, 3, 3) if config.is_resnet else 8, transformer_layers=8)
+    model, batch, text = make_model(config).train(), images(3, config), texts(30, 40, 50)
+
+    def kept_bytes() -> int:
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(batch, text)
+        return sum(kept.values()) - sum(
+            p.untyped_storage().nbytes() for p in model.parameters() if p.data_ptr() in kept
+        )
+
+    plain = kept_bytes()
+    model.set_gradient_checkpointing(True)
+    assert kept_bytes() < plain / 3
+    model.set_gradient_checkpointing(False)
+    assert kept_bytes() == plain
+
+
+def test_patch_dropout_keeps_the_class_token_and_a_share_of_the_patches() -> None:
+    stream = torch.arange(5.0 * 17).reshape(5, 17, 1)  # each token its own number
+    kept = model_module._drop_patches(stream, 0.75)
+    assert kept.shape == (5, 5, 1)
+    assert torch.equal(kept[:, 0], stream[:, 0])
+    for row, tokens in zip(kept[..., 0], stream[..., 0], strict=True):
+        assert len(set(row.tolist())) == 5 and set(row.tolist()) <= set(tokens.tolist())
+    offsets = kept[:, 1:, 0] - stream[:, :1, 0]
+    assert len({tuple(sorted(row.tolist())) for row in offsets}) > 1, "each image has a choice of its own"
+    assert model_module._drop_patches(stream, 0.999).shape == (5, 2, 1)
+
+
+def test_patch_dropout_is_for_training_and_can_be_replayed() -> None:
+    config = dataclasses.replace(VIT, image_resolution=64)
+    model, batch = make_model(config), images(2, config)
+    assert isinstance(model.visual, VisionTransformer)
+    expected = model.encode_image(batch)
+    model.visual.patch_dropout = 0.5
+    assert torch.equal(model.encode_image(batch), expected)
+    model.train()
+    state = torch.get_rng_state()
+    dropped = model.encode_image(batch)
+    assert not torch.allclose(dropped, expected)
+    assert not torch.equal(model.encode_image(batch), dropped)
+    torch.set_rng_state(state)
+    assert torch.equal(model.encode_image(batch), dropped)
+    lengths: list[int] = []
+    model.visual.transformer.register_forward_pre_hook(lambda _, inputs: lengths.append(len(inputs[0])))
+    model.encode_image(batch)
+    assert lengths == [1 + 32]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_patch_dropout_outside_its_range_is_refused(share: float) -> None:
+    model = make_model().train()
+    assert isinstance(model.visual, VisionTransformer)
+    model.visual.patch_dropout = share
+    with pytest.raises(ConfigError, match=rf"patch_dropout is {share}; it must be"):
+        model.encode_image(images(2))
+
+
+@BOTH
+def test_logit_bias_is_added_to_all_logits(config: CLIPConfig) -> None:
+    model = make_model(dataclasses.replace(config, logit_bias=True))
+    plain = load_weights(config, {k: v for k, v in model.state_dict().items() if k != "logit_bias"})
+    assert model.logit_bias is not None and plain.logit_bias is None
+    assert CLIP.from_config(model.config).logit_bias.item() == -10  # type: ignore[union-attr]
+    model.logit_bias.data.fill_(-3.5)
+    batch, text = images(3, config), texts(3, 9)
+    per_image, per_text = model(batch, text)
+    torch.testing.assert_close(per_image, plain(batch, text)[0] - 3.5)
+    assert torch.equal(per_text, per_image.t())
+    per_image.sum().backward()
+    assert model.logit_bias.grad == per_image.numel()
+
+
+def test_logit_bias_of_shape_one_is_taken_and_found_in_the_weights() -> None:
+    weights = make_model().state_dict() | {"logit_bias": torch.tensor([-7.0])}
+    model = build_model(weights)
+    assert model.config.logit_bias and model.logit_bias is not None
+    assert model.logit_bias.shape == () and model.logit_bias == -7
+
+
+def test_configuration_without_a_logit_bias_is_written_as_before_there_was_one() -> None:
+    assert "logit_bias" not in VIT.to_dict()
+    config = dataclasses.replace(VIT, logit_bias=True)
+    assert config.to_dict() == {**VIT.to_dict(), "logit_bias": True}
+    assert CLIPConfig.from_dict(config.to_dict()) == config
+
+
 # State dicts ----------------------------------------------------------------------------------------------------------
 
 

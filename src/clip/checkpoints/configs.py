@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from clip.errors import CheckpointError, ConfigError
-from clip.model import Activation, CLIPConfig
+from clip.model import INITIAL_LOGIT_BIAS, Activation, CLIPConfig
 from clip.preprocess import Preprocess
 
 __all__ = [
@@ -168,6 +168,8 @@ def openclip_config(config: CLIPConfig, preprocess: Preprocess) -> dict[str, Any
     model = {"embed_dim": config.embed_dim, "vision_cfg": vision, "text_cfg": text}
     if config.activation == "quick_gelu":
         model["quick_gelu"] = True
+    if config.logit_bias:  # OpenCLIP makes the parameter only where it is told the value to begin with
+        model["init_logit_bias"] = INITIAL_LOGIT_BIAS
     return {
         "model_cfg": model,
         "preprocess_cfg": {

@@ -418,6 +418,7 @@ def _write_openai(checkpoint: Checkpoint, path: Path) -> None:
     config, preprocess = checkpoint.config, checkpoint.preprocess
     plain = CLIPConfig.from_state_dict(checkpoint.state_dict)
     plain = dataclasses.replace(plain, vision_heads=0, vision_mlp_width=0, transformer_heads=0, transformer_mlp_width=0)
+    plain = dataclasses.replace(plain, logit_bias=False)
     for field in dataclasses.fields(CLIPConfig):
         own, theirs = getattr(config, field.name), getattr(plain, field.name)
         if own != theirs:

@@ -108,6 +108,26 @@ def test_laion_sizes_and_other_preprocessing_round_trip(tmp_path: Path, to: Form
     _assert_equal(again.state_dict, checkpoint.state_dict)
 
 
+@pytest.mark.parametrize("to", ["everyclip", "openclip"])
+def test_logit_bias_round_trips(tmp_path: Path, tiny_vit: CLIP, to: Format) -> None:
+    model = CLIP.from_config(dataclasses.replace(tiny_vit.config, logit_bias=True)).eval()
+    write_checkpoint(_checkpoint(model), tmp_path / "there", to)
+    again = read_checkpoint(tmp_path / "there")
+    assert again.config == model.config
+    _assert_equal(again.state_dict, _checkpoint(model).state_dict)
+    if to == "openclip":
+        config = json.loads((tmp_path / "there" / "open_clip_config.json").read_text())
+        assert config["model_cfg"]["init_logit_bias"] == -10
+
+
+@pytest.mark.parametrize(("to", "reason"), [("openai", "logit_bias True"), ("transformers", "no place for logit_bias")])
+def test_logit_bias_is_not_dropped_in_silence(tmp_path: Path, tiny_vit: CLIP, to: Format, reason: str) -> None:
+    model = CLIP.from_config(dataclasses.replace(tiny_vit.config, logit_bias=True)).eval()
+    with pytest.raises(ConversionError, match=reason):
+        write_checkpoint(_checkpoint(model), tmp_path / "there", to)
+    assert not (tmp_path / "there").exists()
+
+
 def test_convert_and_save_at_the_public_face(tmp_path: Path, tiny_vit: CLIP) -> None:
     clip.save(tiny_vit, tmp_path / "a.safetensors", Preprocess(size=32, resize="squash"), licence="MIT")
     checkpoint = clip.convert(tmp_path / "a.safetensors", tmp_path / "folder", "openclip")
@@ -379,7 +399,7 @@ def test_large_half_precision_weights_are_not_mistaken_for_infinite(tmp_path: Pa
         ("text_projection", torch.zeros(64, 64, dtype=torch.int64), "int64"),
         ("ln_final.weight", torch.zeros(63), "mis-shaped|divide"),
         ("surprise", torch.zeros(1), "unexpected: surprise"),
-        ("logit_bias", torch.zeros(1), "unexpected: logit_bias"),
+        ("logit_bias", torch.zeros(2), "mis-shaped: logit_bias"),
     ],
 )
 def test_wrong_shapes_are_refused(tmp_path: Path, tiny_vit: CLIP, key: str, value: torch.Tensor, reason: str) -> None:

@@ -1,0 +1,169 @@
+"""A source of records → embeddings with their labels and captions: what all evaluations begin with.
+
+Each picture goes through the model once. A record that cannot be read or encoded is left out and told by its key; the
+others keep their own labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from clip.data.records import Sample, Source
+from clip.errors import ConfigError, DataError, choices
+from clip.evaluation.prompts import checked_classes
+from clip.evaluation.results import FailedItem
+from clip.features import AnyImage, Failure, encode_images
+from clip.model import CLIP
+from clip.preprocess import Preprocess
+
+__all__ = ["Classes", "EmbeddedSource", "embed_source", "labelled", "same_text"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EmbeddedSource:
+    """N pictures of a source that could be read."""
+
+    name: str
+    keys: tuple[str, ...]
+    rows: Tensor
+    """(N,) int64, places in the source; ascending."""
+    embeddings: Tensor
+    """(N, E) float32, unit norm, on the CPU."""
+    captions: tuple[tuple[str, ...], ...]
+    labels: Tensor | None
+    """(N,) int64, places in ``class_names``; None where the source has no classes."""
+    class_names: tuple[str, ...]
+    failures: tuple[FailedItem, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def embed_source(
+    model: CLIP,
+    preprocess: Preprocess,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    workers: int | None = None,
+    limit: int | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> EmbeddedSource:
+    """The embeddings of a source, in its order.
+
+    limit: only so many records, evenly spaced, so that sources sorted by class keep all classes.
+    advance: told how many records are done.
+    Raises DataError if no picture can be read.
+    """
+    rows = range(len(source)) if limit is None else _evenly(len(source), limit)
+    if not rows:
+        raise DataError(f"{source.name}: has no records; check the address")
+    read: list[tuple[int, Sample]] = []  # position in the stream → record, without its picture
+    failures: list[FailedItem] = []
+
+    def pictures() -> Iterator[AnyImage]:
+        for row in rows:
+            try:
+                sample = source[row]
+            except DataError as error:
+                failures.append(FailedItem(key=f"record {row}", row=row, reason=str(error)))
+                advance(1)
+                continue
+            read.append((row, dataclasses.replace(sample, image=b"")))
+            yield sample.image
+
+    def on_error(failure: Failure[AnyImage]) -> None:
+        row, sample = read[failure.position]
+        failures.append(FailedItem(key=sample.key, row=row, reason=str(failure.error)))
+        advance(1)
+
+    positions: list[int] = []
+    parts: list[Tensor] = []
+    for batch in encode_images(
+        model, preprocess, pictures(), batch_size=batch_size, workers=workers, on_error=on_error
+    ):
+        positions += batch.positions
+        parts.append(batch.embeddings.cpu())
+        advance(len(batch.positions))
+    if not parts:
+        raise DataError(f"{source.name}: none of {len(rows)} pictures can be read; the first: {failures[0].reason}")
+    good = [read[position] for position in positions]
+    labels = [sample.label for _, sample in good]
+    missing = [sample.key for _, sample in good if sample.label is None]
+    if source.class_names and missing:
+        raise DataError(f"{source.name}: {missing[0]} has no label, though the source has classes; give it one")
+    return EmbeddedSource(
+        name=source.name,
+        keys=tuple(sample.key for _, sample in good),
+        rows=torch.tensor([row for row, _ in good]),
+        embeddings=torch.cat(parts),
+        captions=tuple(sample.captions for _, sample in good),
+        labels=torch.tensor(labels) if source.class_names else None,
+        class_names=tuple(source.class_names),
+        failures=tuple(sorted(failures, key=lambda item: item.row)),
+    )
+
+
+def _evenly(count: int, limit: int) -> list[int]:
+    if limit < 1:
+        raise ConfigError(f"limit is {limit}; it must be at least 1")
+    return [i * count // min(limit, count) for i in range(min(limit, count))]
+
+
+# Labels ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Classes:
+    """The classes that pictures are sorted into, and where each picture belongs."""
+
+    synonyms: tuple[tuple[str, ...], ...]
+    """K classes, each with its names; the first is the one it goes by."""
+    labels: Tensor
+    """(N,) int64."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(names[0] for names in self.synonyms)
+
+
+def same_text(text: str) -> str:
+    """What is left of a text where the tokenizer makes no difference: lower case, single spaces."""
+    return " ".join(text.lower().split())
+
+
+def labelled(data: EmbeddedSource, class_names: Sequence[str | Sequence[str]] = ()) -> Classes:
+    """The classes of a source, and the class of each picture.
+
+    Without ``class_names``: the classes of the source; if it has none, its distinct captions, in alphabetical order.
+    With ``class_names``: if they hold all names of the source, pictures go by name, and further names compete as
+    distractors. Otherwise they replace the names of the source one by one, and must be as many.
+    Raises DataError if a name of the source is in neither way there.
+    """
+    if data.labels is not None:
+        own, index = data.class_names, data.labels
+    else:
+        first = [same_text(captions[0]) for captions in data.captions]
+        spelled = {same: captions[0] for same, captions in zip(reversed(first), reversed(data.captions), strict=True)}
+        own = tuple(spelled[same] for same in sorted(spelled))
+        place = {same: i for i, same in enumerate(sorted(spelled))}
+        index = torch.tensor([place[same] for same in first])
+    if not class_names:
+        return Classes(synonyms=tuple(checked_classes(own)), labels=index)
+    synonyms = tuple(checked_classes(class_names))
+    by_name = {same_text(name): i for i, names in enumerate(synonyms) for name in names}
+    unknown = [name for name in own if same_text(name) not in by_name]
+    if not unknown:
+        mapping = torch.tensor([by_name[same_text(name)] for name in own])
+        return Classes(synonyms=synonyms, labels=mapping[index])
+    if data.labels is not None and len(unknown) == len(own) == len(synonyms):
+        return Classes(synonyms=synonyms, labels=index)
+    raise DataError(
+        f"{data.name}: {len(unknown)} of {len(own)} classes are not among the {len(synonyms)} class names, such as "
+        f"{unknown[0]!r} (there are {choices(unknown[0], by_name)[:200]}); name them all as the data does, or give as "
+        "many other names in the order of the data's classes"
+    )

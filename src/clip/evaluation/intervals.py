@@ -1,0 +1,100 @@
+"""How far a number may be trusted: intervals for a share, for any statistic, and for the difference of two models.
+
+An interval answers: had we drawn other pictures from where these come from, where would the number lie? It says nothing
+of pictures from elsewhere, nor of other class names, prompts or candidates, which stay as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clip.errors import ConfigError, ShapeError
+from clip.evaluation.metrics import mean
+from clip.evaluation.results import LEVEL
+
+__all__ = ["Interval", "Statistic", "bootstrap", "paired_difference", "wilson"]
+
+Statistic = Callable[[Tensor], Tensor]
+"""Weights (R, N) float64 of the items → a number for each row, (R,); ``metrics.mean`` and others, with their values."""
+
+_ELEMENTS_AT_ONCE = 1 << 22
+
+
+class Interval(NamedTuple):
+    """From ``low`` to ``high``."""
+
+    low: float
+    high: float
+
+
+def wilson(share: float, n: int, *, level: float = LEVEL) -> Interval:
+    """Of a share of ``n`` independent items (Wilson 1927). Holds for few items, and where all or none are right.
+
+    The usual interval, share ± 1.96 standard errors, has no width there.
+    """
+    if n < 1 or not 0 <= share <= 1:
+        raise ShapeError(f"a share of {share} of {n} items; from 0 to 1 of at least one is expected")
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n) / (1 + z2 / n)
+    return Interval(min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share))
+
+
+def bootstrap(
+    statistic: Statistic,
+    n: int,
+    *,
+    clusters: Tensor | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Interval:
+    """Percentile interval of a statistic of ``n`` items (Efron 1979): it is computed again for samples drawn from them
+    with replacement.
+
+    clusters: (n,) int64, from 0 without gaps: items of one cluster, such as the captions of one image, are not
+        independent, and are drawn together. None: each on its own.
+    """
+    if n < 1:
+        raise ShapeError("there are no items to draw from")
+    if resamples < 1:
+        raise ConfigError(f"resamples is {resamples}; it must be at least 1")
+    clusters = torch.arange(n) if clusters is None else clusters
+    if clusters.shape != (n,):
+        raise ShapeError(f"clusters have shape {tuple(clusters.shape)}; ({n},) is expected")
+    groups = int(clusters.max()) + 1
+    generator = torch.Generator().manual_seed(seed)
+    rows = max(_ELEMENTS_AT_ONCE // n, 1)
+    values = []
+    for first in range(0, resamples, rows):
+        count = min(rows, resamples - first)
+        drawn = torch.randint(groups, (count, groups), generator=generator)
+        times = torch.zeros(count, groups, dtype=torch.float64).scatter_add_(
+            1, drawn, torch.ones(1, dtype=torch.float64).expand(count, groups)
+        )
+        values.append(statistic(times[:, clusters]))
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.quantile(torch.cat(values).double(), tails).tolist()
+    return Interval(low, high)
+
+
+def paired_difference(
+    values: Tensor, others: Tensor, *, clusters: Tensor | None = None, resamples: int = 1000, seed: int = 0
+) -> tuple[float, Interval]:
+    """Mean of ``values`` less mean of ``others``, both (N,) of the same items, and its interval.
+
+    Because both are of the same items, what makes an item hard for both cancels: the interval is narrower than two
+    separate ones suggest. If it does not hold 0, one is better.
+    """
+    if values.shape != others.shape:
+        raise ShapeError(f"{len(values)} values and {len(others)} others; they must be of the same items")
+    difference = functools.partial(mean, values.double() - others.double())
+    interval = bootstrap(difference, len(values), clusters=clusters, resamples=resamples, seed=seed)
+    return float(mean(values.double() - others.double())), interval

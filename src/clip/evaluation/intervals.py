@@ -17,9 +17,9 @@ from torch import Tensor
 
 from clip.errors import ConfigError, ShapeError
 from clip.evaluation.metrics import mean
-from clip.evaluation.results import LEVEL
+from clip.evaluation.results import LEVEL, Measure
 
-__all__ = ["Interval", "Statistic", "bootstrap", "paired_difference", "wilson"]
+__all__ = ["Interval", "Statistic", "bootstrap", "measured_share", "paired_difference", "wilson"]
 
 Statistic = Callable[[Tensor], Tensor]
 """Weights (R, N) float64 of the items → a number for each row, (R,); ``metrics.mean`` and others, with their values."""
@@ -98,3 +98,48 @@ def paired_difference(
     difference = functools.partial(mean, values.double() - others.double())
     interval = bootstrap(difference, len(values), clusters=clusters, resamples=resamples, seed=seed)
     return float(mean(values.double() - others.double())), interval
+
+
+def measured_share(
+    name: str,
+    title: str,
+    values: Tensor,
+    *,
+    of: str,
+    chance: float | None = None,
+    statistic: Callable[..., Tensor] = mean,
+    clusters: Tensor | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Measure:
+    """A number from 0 to 1 made of ``values`` (N,), with its interval.
+
+    statistic: called as ``statistic(values, weights=...)``.
+    The mean of independent hits and misses has Wilson's interval. Everything else has that of the bootstrap, except
+    where all or nothing is right: every sample is then the same, and Wilson's of as many items as there are clusters
+    takes its place.
+    """
+    value = float(statistic(values))
+    groups = len(values) if clusters is None else int(clusters.max()) + 1
+    is_plain = statistic is mean and groups == len(values) and bool(((values == 0) | (values == 1)).all())
+    if is_plain or value in (0.0, 1.0):
+        low, high = wilson(value, groups)
+    else:
+        low, high = bootstrap(
+            lambda weights: statistic(values, weights=weights),
+            len(values),
+            clusters=clusters,
+            resamples=resamples,
+            seed=seed,
+        )
+    return Measure(
+        name=name,
+        title=title,
+        value=value,
+        low=low,
+        high=high,
+        n=len(values),
+        of=of,
+        chance=chance,
+        interval="wilson" if is_plain or value in (0.0, 1.0) else "bootstrap",
+    )

@@ -10,7 +10,6 @@ counts with the probability that a random order of the equal ones would give: a 
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -109,11 +108,18 @@ def reciprocal_ranks(placing: Placing) -> Tensor:
     above, tied, correct = placing
     result = 1 / (above.double() + 1)
     for a, t, c in {tuple(row) for row in torch.stack(placing, dim=1)[tied > 0].tolist()}:
-        # Place i of the equal ones is the first correct one with probability C(t + c - i, c - 1) / C(t + c, c).
-        orders = math.comb(t + c, c)
-        chances = ((i, math.comb(t + c - i, c - 1) / orders) for i in range(1, t + 2))
-        result[(above == a) & (tied == t) & (correct == c)] = sum(p / (a + i) for i, p in chances)
+        result[(above == a) & (tied == t) & (correct == c)] = _reciprocal_among_equals(a, t, c)
     return result
+
+
+def _reciprocal_among_equals(above: int, tied: int, correct: int) -> float:
+    """Mean of 1 / rank of the first correct one, over the orders of ``tied`` wrong and ``correct`` right candidates."""
+    total, chance = 0.0, correct / (tied + correct)  # that the first correct one takes place 1 of the equal ones
+    for place in range(1, tied + 2):
+        total += chance / (above + place)
+        if place <= tied:
+            chance *= (tied - place + 1) / (tied + correct - place)
+    return total
 
 
 # Sums over a set ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from clip.model import CLIP
     from clip.preprocess import Preprocess
     from clip.training.distributed import Processes
-    from clip.training.loop import StepReport, TrainResult
+    from clip.training.loop import Evaluator, StepReport, Teacher, TrainResult
 
 __all__ = ["command"]
 
@@ -53,8 +54,11 @@ class Inputs:
     architecture: str | None = None
     """Start from random weights of this size: tiny, small, or as ViT-B/32."""
     teacher: str | None = None
-    """A model whose embeddings this one learns as well: a name as for --model, or a .npy file of image embeddings with
-    one row for each record of --data."""
+    """A model whose embeddings this one learns as well: a name as for --model."""
+    teacher_images: str | None = None
+    """A teacher's image embeddings instead: a .npy file with one row for each record of --data."""
+    teacher_texts: str | None = None
+    """A teacher's text embeddings instead: a .npy file with one row for each record of --data."""
     output: str | None = None
     """The folder of the run. If it holds a run that has not ended, that goes on."""
 
@@ -70,9 +74,11 @@ class Inputs:
     """Augmentation: chance of losing all colour."""
 
     validate: str | None = None
-    """Held-out data, as for --data; its accuracy or retrieval is measured and printed at the end."""
+    """Held-out data, in a table with the columns of --data; its accuracy or retrieval is printed at the end."""
     validate_split: str | None = None
     """The part of --validate to measure on, such as val."""
+    validate_task: Task = "auto"
+    """auto: classification where --validate has classes, else retrieval. Captions that are names can be classified."""
 
     device: str | None = None
     """cpu, cuda, mps; by default cuda if there is one."""
@@ -84,6 +90,8 @@ class Inputs:
     def __post_init__(self) -> None:
         checked_fields(self)
 
+
+Task = Literal["auto", "classification", "retrieval"]
 
 DIALS = ("crop_scale", "flip", "rotate", "colour", "grey")
 
@@ -152,7 +160,14 @@ def command(session: Session, config: str | None, dry_run: bool, plot: str | Non
     if (inputs.model is None) == (inputs.architecture is None):
         raise click.UsageError("give --model to start from a checkpoint, or --architecture for random weights")
     recipe = TrainConfig(**{name: values[name] for name in _names(TrainConfig) if name in values})
-    return _train(session, inputs, recipe, as_json)
+    if inputs.nproc > 1 and "WORLD_SIZE" not in os.environ:
+        from clip.training.distributed import launch
+
+        return launch(["-m", "clip", *sys.argv[1:]], inputs.nproc)
+    status = _train(session, inputs, recipe, is_dry=dry_run, as_json=as_json)
+    if plot is not None and status == DONE and not dry_run and os.environ.get("RANK", "0") == "0":
+        _plot(inputs.output, plot)
+    return status
 
 
 def _names(cls: type) -> list[str]:
@@ -183,27 +198,33 @@ def _plot(run: str | None, file: str) -> int:
 # One run --------------------------------------------------------------------------------------------------------------
 
 
-def _train(session: Session, inputs: Inputs, recipe: TrainConfig, as_json: bool) -> int:
+def _train(session: Session, inputs: Inputs, recipe: TrainConfig, *, is_dry: bool, as_json: bool) -> int:
     from clip.data.augment import Augmentation, TrainingPreprocess
-    from clip.training.distributed import processes
+    from clip.training.distributed import FailedElsewhereError, processes
     from clip.training.loop import StoppedError, train
 
     dials = {name: getattr(inputs, name) for name in DIALS if getattr(inputs, name) not in (None, ())}
-    augmentation = Augmentation(**dials)
     with processes(inputs.device) as these:
         source = _source(inputs)
         model, preprocess = _start(session, inputs, recipe, these)
-        result: TrainResult
+        common: dict[str, Any] = {
+            "preprocess": preprocess,
+            "transform": TrainingPreprocess(preprocess, augmentation=Augmentation(**dials)),
+            "teacher": _teacher(session, inputs, source, model, preprocess, these),
+        }
+        if is_dry:
+            return _dry_run(inputs, recipe, source, model, common, as_json)
         with _bar(session, these) as on_step:
             try:
                 result = train(
                     model,
                     recipe,
                     source,
+                    **common,
                     output=inputs.output or "",
-                    preprocess=preprocess,
-                    transform=TrainingPreprocess(preprocess, augmentation=augmentation),
+                    evaluators=_evaluators(inputs, preprocess),
                     these=these,
+                    about={"inputs": {name: getattr(inputs, name) for name in RECORDED}},
                     on_step=on_step,
                     tensorboard=inputs.tensorboard,
                 )
@@ -211,9 +232,75 @@ def _train(session: Session, inputs: Inputs, recipe: TrainConfig, as_json: bool)
                 if these.is_first:
                     say(str(error))
                 return error.status
+            except FailedElsewhereError:
+                return FAILED
         if these.is_first:
             _tell(session, result, as_json)
     return DONE
+
+
+RECORDED = (
+    *("data_kind", "data_weights", "image_column", "caption_column", "template", "split"),
+    *("teacher", "teacher_images", "teacher_texts"),
+)
+"""Inputs that change what is learned; what the start and the data are, the run itself records."""
+
+
+def _dry_run(
+    inputs: Inputs, recipe: TrainConfig, source: Source, model: CLIP, common: Mapping[str, Any], as_json: bool
+) -> int:
+    from clip.training.estimate import estimate
+
+    found = estimate(model, recipe, source, **common, world_size=inputs.nproc)
+    if as_json:
+        print(json_line(found.to_dict()))
+        return DONE
+    what = f"{found.local_batch_size} pairs a step" + (f" of {recipe.batch_size}" if inputs.nproc > 1 else "")
+    lines = {
+        "parameters": f"{found.image_parameters / 1e6:.1f} M image tower, {found.text_parameters / 1e6:.1f} M text "
+        f"tower; {found.trained_parameters / 1e6:.1f} M are trained",
+        "data": f"{len(source):,} pairs, {found.steps_per_epoch:,} steps an epoch",
+        "steps": f"{found.steps:,}, {found.steps / found.steps_per_epoch:.1f} epochs",
+        "FLOPs": f"{found.flops_per_sample / 1e9:.2f} G a pair, forward and backward",
+        "memory": f"{found.state_bytes / 1e6:,.0f} MB weights and optimizer, {found.activation_bytes / 1e6:,.0f} MB "
+        "activations",
+        "speed": f"{found.samples_per_second:,.1f} pairs a second, measured with {what} on this process",
+        "time": f"{found.hours:.2f} hours",
+    }
+    for name, text in lines.items():
+        print(f"{name:<10}  {text}")
+    return DONE
+
+
+def _evaluators(inputs: Inputs, preprocess: Preprocess) -> list[Evaluator]:
+    if inputs.validate is None:
+        return []
+    from clip.data.sources import open_source
+    from clip.evaluation.validation import evaluator
+
+    source = open_source(
+        inputs.validate,
+        image_column=inputs.image_column,
+        caption_column=inputs.caption_column,
+        split=inputs.validate_split,
+    )
+    return [evaluator(source, preprocess, task=inputs.validate_task)]
+
+
+def _teacher(
+    session: Session, inputs: Inputs, source: Source, model: CLIP, preprocess: Preprocess, these: Processes
+) -> Teacher | None:
+    from clip.training.teacher import FileTeacher, ModelTeacher
+
+    images, texts = inputs.teacher_images, inputs.teacher_texts
+    if inputs.teacher is not None:
+        if images or texts:
+            raise click.UsageError("give --teacher, or files of a teacher's embeddings, and not both")
+        network, its_preprocess = options.load_model(session, inputs.teacher, str(these.device))
+        return ModelTeacher(network, its_preprocess, student=model, student_preprocess=preprocess)
+    if images or texts:
+        return FileTeacher(images=images, texts=texts, records=len(source), student=model)
+    return None
 
 
 def _source(inputs: Inputs) -> Source:

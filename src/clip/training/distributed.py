@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
+import inspect
+import logging
 import os
-from collections.abc import Callable, Iterator
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,20 +23,30 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from clip.errors import ConfigError
+from clip.errors import ClipError, ConfigError
 from clip.features import normalized
 from clip.model import CLIP, Bottleneck, ResidualAttentionBlock
 from clip.training.optimizer import SCALARS
 
 __all__ = [
+    "FailedElsewhereError",
     "Processes",
     "SharedTowers",
     "Towers",
     "average_scalars_",
     "average_statistics_",
+    "launch",
     "processes",
     "share",
 ]
+
+
+_PATIENCE = datetime.timedelta(hours=2)
+"""How long a process waits for the others, of which the first may be writing a checkpoint or validating."""
+
+
+class FailedElsewhereError(ClipError):
+    """Another process has failed, and says why."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,18 +87,21 @@ class Processes:
         return values
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives or raises on rank 0, on every rank: all go on together or none does."""
+        """What ``make`` gives on rank 0, on every rank. If it raises there, the others raise FailedElsewhereError."""
         if self.world_size == 1:
             return make()
-        outcome: list[Any] = [None, None]
+        outcome: list[Any] = [None, False]
+        failure: BaseException | None = None
         if self.is_first:
             try:
                 outcome[0] = make()
-            except Exception as error:  # noqa: BLE001  # raised below, here and on the other ranks
-                outcome[1] = error
+            except BaseException as error:  # noqa: BLE001  # raised below, when the others know
+                outcome[1], failure = True, error
         dist.broadcast_object_list(outcome, src=0, group=self.group, device=self.device)
-        if outcome[1] is not None:
-            raise outcome[1]
+        if failure is not None:
+            raise failure
+        if outcome[1]:
+            raise FailedElsewhereError("the first process has failed, and says why")
         return outcome[0]
 
 
@@ -106,11 +125,47 @@ def processes(device: str | None = None) -> Iterator[Processes]:
             )
         kind = torch.device("cuda", local_rank)
         torch.cuda.set_device(kind)
-    dist.init_process_group("nccl" if kind.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if kind.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), kind, dist.group.WORLD)
     finally:
         dist.destroy_process_group()
+
+
+def launch(arguments: Sequence[str], count: int) -> int:
+    """Runs ``python`` with these arguments in ``count`` processes of this machine, as ``torchrun`` does, and gives the
+    exit status: that of the first that failed. SIGINT and SIGTERM are passed on."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+        signals_to_handle="SIGTERM,SIGINT",
+    )
+    try:
+        elastic_launch(config, sys.executable)(*arguments)
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    except SignalException as error:
+        return 128 + signal.Signals(error.sigval).value
+    return 0
+
+
+_DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
+_WITHOUT_BUFFERS: dict[str, Any] = {
+    # Renamed in torch 2.13, which warns of the old name.
+    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers": False
+}
 
 
 class Towers(nn.Module):
@@ -154,7 +209,7 @@ def share(towers: Towers, these: Processes, *, fsdp: bool = False) -> SharedTowe
         towers,
         device_ids=[these.device] if these.device.type == "cuda" else None,
         process_group=these.group,
-        broadcast_buffers=False,  # attention masks never change; average_statistics_ sees to BatchNorm
+        **_WITHOUT_BUFFERS,  # attention masks never change; average_statistics_ sees to BatchNorm
         gradient_as_bucket_view=True,
     )
     return SharedTowers(wrapped, lambda is_last: contextlib.nullcontext() if is_last else wrapped.no_sync())

@@ -15,7 +15,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,6 +34,7 @@ from clip.preprocess import Preprocess
 from clip.training import gradient_cache
 from clip.training.config import TrainConfig
 from clip.training.distributed import (
+    FailedElsewhereError,
     Processes,
     SharedTowers,
     Towers,
@@ -52,6 +53,7 @@ from clip.training.optimizer import (
 )
 from clip.training.report import MetricsWriter
 from clip.training.state import RunFolder, Stored, gathered, like, moments, restore_moments_
+from clip.training.teacher import Targets
 
 __all__ = ["Evaluator", "StepReport", "StoppedError", "Teacher", "TrainResult", "train"]
 
@@ -61,10 +63,10 @@ _SHOWN_FAILURES = 10
 """Records that cannot be read of which each process tells; of the others it tells the number."""
 
 Evaluator = Callable[[CLIP], dict[str, float]]
-"""A model in eval mode → numbers by name."""
+"""A model in eval mode → numbers by name, such as ``validation/top1``; see ``evaluation.validation``."""
 
-Teacher = Callable[[Batch], "tuple[Tensor | None, Tensor | None]"]
-"""A batch → what image and text embeddings should be, each (B, E) at unit norm, or None."""
+Teacher = Callable[[Batch], Targets]
+"""A batch → what its embeddings should be; see ``training.teacher``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +120,7 @@ def train(
     output: str | os.PathLike[str],
     preprocess: Preprocess,
     transform: Any,
-    evaluators: Mapping[str, Evaluator] | None = None,
+    evaluators: Sequence[Evaluator] = (),
     teacher: Teacher | None = None,
     these: Processes | None = None,
     about: Mapping[str, Any] | None = None,
@@ -143,7 +145,7 @@ def train(
         else:
             these.from_first(lambda: None)
         story = _Training(model, config, source, run, preprocess, transform, teacher, these, about or {})
-        return story.tell(evaluators or {}, on_step or (lambda report: None), tensorboard=tensorboard)
+        return story.tell(evaluators, on_step or (lambda report: None), tensorboard=tensorboard)
 
 
 class _Training:
@@ -192,7 +194,7 @@ class _Training:
     # The whole run ----------------------------------------------------------------------------------------------------
 
     def tell(
-        self, evaluators: Mapping[str, Evaluator], on_step: Callable[[StepReport], None], *, tensorboard: bool
+        self, evaluators: Sequence[Evaluator], on_step: Callable[[StepReport], None], *, tensorboard: bool
     ) -> TrainResult:
         config, these, run = self.config, self.these, self.run
         self.start = gathered(self.model.state_dict(), is_first=True) if config.wise_ft is not None else {}
@@ -223,7 +225,7 @@ class _Training:
     def _steps(
         self,
         stream: Iterator[Batch],
-        evaluators: Mapping[str, Evaluator],
+        evaluators: Sequence[Evaluator],
         on_step: Callable[[StepReport], None],
         stop: _Stop,
     ) -> None:
@@ -269,16 +271,17 @@ class _Training:
             return self._report(batch, samples, math.nan, 0.0, rate)  # nothing to compare a pair with
         seen: list[Tensor] = []
         loss = self._loss(batch, seen)
+        micro_batch_size = config.micro_batch_size or max(1, len(batch.keys))
         value = gradient_cache.backward(
             self.shared.encode,
             batch.images.to(these.device, non_blocking=True),
             batch.texts.to(these.device, non_blocking=True),
             # The wrappers average gradients over the processes; those of the loss are parts of a sum.
             lambda images, texts: loss(images, texts) * these.world_size,
-            micro_batch_size=config.micro_batch_size or max(1, len(batch.keys)),
+            micro_batch_size=micro_batch_size,
             model=model,
             synchronize=self.shared.synchronize,
-            at_least=these.most(-(-len(batch.keys) // (config.micro_batch_size or max(1, len(batch.keys))))),
+            at_least=these.most(-(-len(batch.keys) // micro_batch_size)),
         )
         average_scalars_(model, these)
         average_statistics_(model, these)
@@ -357,6 +360,8 @@ class _Training:
             culprits.append(f"the features of both towers are finite, {what}")
         steps = self.run.steps()
         kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
+        if not self.these.is_first:
+            raise FailedElsewhereError("the loss is not finite, and the first process says where")
         raise ClipError(
             f"step {batch.step + 1}: the loss is {loss:g}; {'; '.join(culprits)}. Nothing of this step was kept, and "
             f"{kept}; lower the learning rate or max_gradient_norm, or use precision fp32"
@@ -443,7 +448,7 @@ class _Training:
             }
         return self._checkpoint(weights)
 
-    def _evaluate(self, evaluators: Mapping[str, Evaluator], step: int) -> None:
+    def _evaluate(self, evaluators: Sequence[Evaluator], step: int) -> None:
         if not evaluators:
             return
         outcome = self._outcome()
@@ -452,7 +457,7 @@ class _Training:
             copy = {name: value.to(self.these.device, copy=True) for name, value in outcome.state_dict.items()}
             model = dataclasses.replace(outcome, state_dict=copy).build()
             with torch.random.fork_rng(devices=[]):
-                return {f"{name}/{key}": v for name, run in evaluators.items() for key, v in run(model).items()}
+                return {name: value for evaluator in evaluators for name, value in evaluator(model).items()}
 
         self.metrics.write({"step": step, **self.these.from_first(evaluate)})
 

@@ -89,5 +89,67 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, float]]:
 
 
 def plot(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> None:
-    """Draws loss, temperature, learning rate, speed and validation of a run over its steps, as PNG, SVG or PDF."""
-    raise ConfigError("not yet")
+    """Draws loss, scale, learning rate, gradient, speed and validation of a run over its steps, as PNG, SVG or PDF."""
+    file = Path(file)
+    if file.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"{file}: a picture of curves ends in .png, .svg or .pdf")
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("drawing curves needs matplotlib; install everyclip[plots]") from error
+    lines = read_metrics(folder)
+    if not lines:
+        raise DataError(f"{Path(folder) / 'metrics.jsonl'} has no lines yet; train some steps first")
+    panels = _panels(lines)
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(11, 2.8 * rows + 0.5), layout="constrained")  # of its own: no window, no global state
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{Path(folder).resolve().name}: {int(lines[-1]['step'])} steps", fontsize=11)
+    places = figure.subplots(rows, 2, squeeze=False).flat
+    for axes, (title, curves) in zip(places, panels.items(), strict=False):
+        axes.set_title(title, fontsize=10)
+        for name in curves:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            mark = "o" if len(points) < 20 else None
+            axes.plot(*zip(*points, strict=True), marker=mark, markersize=3, linewidth=1.2, label=_short(name))
+        if len(curves) > 1:
+            axes.legend(fontsize=8, frameon=False)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        if title in _SHARES:
+            axes.set_ylim(-0.02, 1.02)
+    for axes in list(places):
+        axes.set_visible(False)
+    try:
+        figure.savefig(file, dpi=130)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written ({error.strerror}); check the folder") from error
+
+
+_SHARES = ("share of time waiting for data", "validation")
+
+
+def _panels(lines: list[dict[str, float]]) -> dict[str, list[str]]:
+    """Title of each picture → the names of its curves."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    validation = [name for name in names if "/" in name]
+    shares = [name for name in validation if name.endswith(("top1", "mean_per_class")) or "recall@" in name]
+    panels = {
+        "loss": ["loss"],
+        "logit scale": ["logit_scale"],
+        "learning rate": ["learning_rate"],
+        "gradient norm before clipping": ["gradient_norm"],
+        "samples per second": ["samples_per_second"],
+        "share of time waiting for data": ["wait_share"],
+        "validation": shares,
+        **{_short(name): [name] for name in validation if name not in shares and not name.endswith("/images")},
+    }
+    present = {title: [name for name in curves if name in names] for title, curves in panels.items()}
+    return {title: curves for title, curves in present.items() if curves}
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("validation/").replace("_", " ").replace("/", " ")

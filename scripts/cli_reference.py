@@ -39,6 +39,9 @@ def reference() -> str:
         assert command is not None
         context = click.Context(command, parent=root, info_name=verb, terminal_width=WIDTH)
         parts.append(_section(f"clip {verb}", command.get_help(context)))
+        for name, inner in getattr(command, "commands", {}).items():
+            below = click.Context(inner, parent=context, info_name=name, terminal_width=WIDTH)
+            parts.append(_section(f"clip {verb} {name}", inner.get_help(below)))
     return "\n".join(parts)
 
 

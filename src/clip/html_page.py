@@ -14,6 +14,7 @@ A template uses plain tags and these classes and macros:
     <div class="wide"> <table> … </table> </div>                a table that scrolls by itself on a phone
     <td class="number">                                         to the right, digits of equal width
     {{ bar(share) }}                                            a bar of 0…1 of its cell's width
+    {{ bars(counts) }}                                          a table of names, counts and bars, from pairs
     <p class="good">, "bad", "muted"                            colours that hold in both modes
     {{ share|percent }}, {{ count|thousands }}                  "12.3 %", "12 345"
     <figure class="plot">{{ svg }}</figure>                     what ``figure_svg`` gives
@@ -25,6 +26,7 @@ import base64
 import contextlib
 import functools
 import io
+import math
 import os
 import re
 import secrets
@@ -65,15 +67,17 @@ table { border-collapse: collapse; margin: 0.4rem 0; }
 th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.8rem 0.25rem 0; border-bottom: 1px solid var(--line);
   min-width: 4rem; }
 th { font-weight: 600; }
+a { color: var(--accent); }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: 0.8rem; margin: 0.6rem 0; }
 figure { margin: 0; }
 figcaption { font-size: 0.8rem; line-height: 1.35; color: var(--faint); margin-top: 0.25rem; }
-.grid img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--soft);
+figure img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--soft);
   border-radius: 0.4rem; }
 .bar { display: block; min-width: 8rem; height: 0.7rem; margin-top: 0.4rem; background: var(--soft);
   border-radius: 0.2rem; overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--accent); }
+.bars { width: 100%; } .bars td:first-child, .bars .number { white-space: nowrap; } .bars td:last-child { width: 100%; }
 .plot { overflow-x: auto; margin: 0.6rem 0; }
 .plot svg { max-width: 100%; height: auto; fill: currentColor; stroke-linejoin: round; stroke-linecap: butt; }
 .good { color: var(--good); } .bad { color: var(--bad); } .muted { color: var(--faint); }
@@ -109,6 +113,14 @@ _MACROS = """
 {%- macro bar(share) -%}
 <span class="bar"><i style="width:{{ '%.1f' % (100 * [0, [1, share]|min]|max) }}%"></i></span>
 {%- endmacro -%}
+{%- macro bars(counts) -%}
+{%- set largest = (counts|map(attribute=1)|list + [1])|max -%}
+<table class="bars">
+{% for name, count in counts %}
+<tr><td>{{ name }}</td><td class="number">{{ count|thousands }}</td><td>{{ bar(count / largest) }}</td></tr>
+{% endfor %}
+</table>
+{%- endmacro -%}
 """
 
 
@@ -119,7 +131,7 @@ def page(title: str, template: str, **values: Any) -> str:
     """
     environment = _environment()
     macros: dict[str, Any] = dict(vars(environment.from_string(_MACROS).module))
-    values = {"picture": macros["picture"], "bar": macros["bar"], **values}
+    values = {**{name: macros[name] for name in ("picture", "bar", "bars")}, **values}
     body = Markup(environment.from_string(template).render(values))  # rendered with escapes
     layout = environment.from_string(_LAYOUT)
     html = layout.render(title=title, body=body, style=Markup(_STYLE), policy=Markup(_POLICY))
@@ -132,9 +144,15 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["percent"] = lambda share: "–" if share != share else f"{100 * share:.1f} %"
+    environment.filters["percent"] = _percent
     environment.filters["thousands"] = lambda count: f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return environment
+
+
+def _percent(share: float) -> str:
+    if math.isnan(share):
+        return "–"
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
 def thumbnail(image: Image.Image | NDArray[np.uint8], side: int = 96) -> Markup:

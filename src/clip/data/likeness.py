@@ -38,8 +38,9 @@ _GRID = (9, 8)
 _LEAST_STEP = 4  # grey levels; with 0, a quarter of drawings differed from their own JPEG in more than three bits
 _MOST_BITS = 6  # all pairs up to four bits are found, of those with five or six most
 _BLOCKS = (11, 11, 11, 11, 10, 10)
-_MOST_COLOUR = 6.0  # mean difference in levels of 255, after a common shift of at most
-_MOST_SHIFT = 32.0
+# Of the mean difference of colours, in levels of 255: the share of the pictures' own contrast, a floor for pictures
+# with hardly any, and a ceiling; all after a common shift in brightness.
+_COLOUR_SHARE, _COLOUR_FLOOR, _COLOUR_MOST, _SHIFT_MOST = 0.15, 0.3, 6.0, 32.0
 _FLAT = 2.0
 _NEIGHBOURS = 64
 """How far apart in a sorted list two pictures are still compared, where more than this agree in their blocks."""
@@ -157,10 +158,14 @@ def _bit_count(numbers: NDArray[np.uint64]) -> NDArray[np.intp]:
 
 
 def _same_colours(colours: NDArray[np.uint8], left: NDArray[np.intp], right: NDArray[np.intp]) -> NDArray[np.bool_]:
-    difference = colours[left].astype(np.float32) - colours[right]
-    shift = difference.mean(axis=1, keepdims=True)  # a picture made brighter is still the same
-    same: NDArray[np.bool_] = np.abs(difference - shift).mean(axis=1) <= _MOST_COLOUR
-    same &= np.abs(shift[:, 0]) <= _MOST_SHIFT
+    one, other = colours[left].astype(np.float32), colours[right].astype(np.float32)
+    shift = one.mean(axis=1) - other.mean(axis=1)  # a picture made brighter is still the same
+    one -= one.mean(axis=1, keepdims=True)
+    other -= other.mean(axis=1, keepdims=True)
+    contrast = (np.abs(one) + np.abs(other)).mean(axis=1) / 2  # a few thin lines on white have little
+    difference = np.abs(one - other).mean(axis=1)
+    same: NDArray[np.bool_] = difference <= np.minimum(_COLOUR_FLOOR + _COLOUR_SHARE * contrast, _COLOUR_MOST)
+    same &= np.abs(shift) <= _SHIFT_MOST
     return same
 
 

@@ -146,14 +146,12 @@ def median(values: Tensor, weights: Tensor | None = None) -> Tensor:
 def mean_per_class(hits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """The mean over classes of the share that is found: each class counts the same, however many pictures it has.
 
-    hits: (N,), 1 for right and 0 for wrong; labels: (N,) int64. Classes without pictures are left out.
+    hits: (N,), 1 for right and 0 for wrong; labels: (N,) int64. Classes without pictures are left out. Each picture
+    counts one over the size of its class in the whole set, also in a resample: recomputing the sizes there would lose
+    the classes that have one picture or two, and make the interval too narrow.
     """
-    weights = _weights(hits, weights)
-    classes = int(labels.max()) + 1
-    empty = weights.new_zeros(*weights.shape[:-1], classes)
-    found = empty.index_add(-1, labels, weights * hits.double())
-    count = empty.index_add(-1, labels, weights)
-    return (found / count.clamp(min=torch.finfo(torch.float64).tiny)).sum(dim=-1) / (count > 0).sum(dim=-1)
+    own = torch.bincount(labels).double()[labels]
+    return mean(hits, _weights(hits, weights) / own)
 
 
 def class_recall(hits: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -247,7 +247,11 @@ class Direction:
     best: Tensor
     """(Q, up to 10) int64, the first candidates of each query."""
     measures: tuple[Measure, ...]
-    """``recall@1``, ``recall@5``, ``recall@10`` where there are more candidates than that, ``median_rank``, ``mrr``."""
+    """``recall@1``, ``recall@5``, ``recall@10`` where there are more candidates than that, ``mrr``, ``median_rank``."""
+    values: dict[str, Tensor]
+    """Of each measure that is a mean: what it is the mean of, (Q,) float64."""
+    groups: Tensor
+    """(Q,) int64: queries of one group share a caption or an image, and are drawn together by the bootstrap."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

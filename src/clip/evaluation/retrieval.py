@@ -7,6 +7,7 @@ each would be a wrong answer to the other's image.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -23,7 +24,15 @@ from clip.evaluation.results import Direction, FailedItem, Measure, RetrievalRes
 from clip.features import Failure, encode_texts
 from clip.model import CLIP
 
-__all__ = ["distinct_captions", "evaluate_retrieval", "find", "recalls", "retrieval_placings"]
+__all__ = [
+    "EmbeddedPairs",
+    "distinct_captions",
+    "embed_pairs",
+    "evaluate_retrieval",
+    "find",
+    "recalls",
+    "retrieval_placings",
+]
 
 RECALL_AT = (1, 5, 10)
 
@@ -83,12 +92,45 @@ def evaluate_retrieval(
 
     truncate: cut captions that are too long instead. Raises DataError if there are not two images and two captions.
     """
+    embedded = embed_pairs(model, data, truncate=truncate, batch_size=batch_size)
+    result = find(
+        embedded.image_embeddings,
+        embedded.text_embeddings,
+        embedded.pairs,
+        keys=tuple(data.keys[i] for i in embedded.images.tolist()),
+        rows=data.rows[embedded.images],
+        captions=embedded.captions,
+        resamples=resamples,
+        seed=seed,
+    )
+    return result, embedded.failures
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EmbeddedPairs:
+    """Images and their distinct captions, each with at least one of the other."""
+
+    images: Tensor
+    """(I,) int64, places in the source's list of readable pictures."""
+    image_embeddings: Tensor
+    """(I, E)."""
+    captions: tuple[str, ...]
+    text_embeddings: Tensor
+    """(T, E)."""
+    pairs: Tensor
+    """(P, 2) int64: image, caption."""
+    failures: tuple[FailedItem, ...]
+
+
+def embed_pairs(model: CLIP, data: EmbeddedSource, *, truncate: bool = False, batch_size: int = 256) -> EmbeddedPairs:
+    """The captions of a source beside its pictures. Raises DataError if there are not two of each left."""
     texts, pairs = distinct_captions(data.captions)
     failed: list[FailedItem] = []
 
     def on_error(failure: Failure[str]) -> None:
         image = int(pairs[pairs[:, 1] == failure.position][0, 0])
-        failed.append(FailedItem(key=data.keys[image], row=int(data.rows[image]), reason=str(failure.error)))
+        reason = str(failure.error).replace(f"text {failure.position} ", f"caption {failure.source!r} ", 1)
+        failed.append(FailedItem(key=data.keys[image], row=int(data.rows[image]), reason=reason))
 
     batches = list(encode_texts(model, texts, batch_size=batch_size, truncate=truncate, on_error=on_error))
     has_embedding = torch.zeros(len(texts), dtype=torch.bool)
@@ -100,17 +142,14 @@ def evaluate_retrieval(
         raise DataError(
             f"{data.name}: {len(images)} images with {len(captions)} distinct captions; retrieval needs two of each"
         )
-    result = find(
-        data.embeddings[images],
-        torch.cat([batch.embeddings.cpu() for batch in batches]),
-        torch.stack([image_of_pair, caption_of_pair], dim=1),
-        keys=tuple(data.keys[i] for i in images.tolist()),
-        rows=data.rows[images],
+    return EmbeddedPairs(
+        images=images,
+        image_embeddings=data.embeddings[images],
         captions=tuple(texts[i] for i in captions.tolist()),
-        resamples=resamples,
-        seed=seed,
+        text_embeddings=torch.cat([batch.embeddings.cpu() for batch in batches]),
+        pairs=torch.stack([image_of_pair, caption_of_pair], dim=1),
+        failures=tuple(failed),
     )
-    return result, tuple(failed)
 
 
 def distinct_captions(captions: Sequence[Sequence[str]]) -> tuple[list[str], Tensor]:
@@ -159,12 +198,11 @@ def _direction(
     placing, best = retrieval_placings(queries, candidates, pairs)
     matches = torch.bincount(pairs[:, 0], minlength=len(queries))
     measured = functools.partial(measured_share, of=of, clusters=groups, resamples=resamples, seed=seed)
-    measures = []
-    for k in _cutoffs(len(candidates)):
-        chance = metrics.chance_in_top(len(candidates), matches, k)
-        hits = metrics.in_top(placing, k)
-        measures.append(measured(f"recall@{k}", f"recall@{k}", hits, chance=chance))
-    measures.append(measured("mrr", "mean reciprocal rank", metrics.reciprocal_ranks(placing)))
+    values = {f"recall@{k}": metrics.in_top(placing, k) for k in _cutoffs(len(candidates))}
+    chances = {f"recall@{k}": metrics.chance_in_top(len(candidates), matches, k) for k in _cutoffs(len(candidates))}
+    measures = [measured(name, name, hits, chance=chances[name]) for name, hits in values.items()]
+    values["mrr"] = metrics.reciprocal_ranks(placing)
+    measures.append(measured("mrr", "mean reciprocal rank", values["mrr"]))
     ranks = metrics.expected_ranks(placing)
     middle = functools.partial(metrics.median, ranks)
     low, high = bootstrap(middle, len(ranks), clusters=groups, resamples=resamples, seed=seed)
@@ -181,7 +219,7 @@ def _direction(
             lower_is_better=True,
         )
     )
-    return Direction(ranks=ranks, best=best, measures=tuple(measures))
+    return Direction(ranks=ranks, best=best, measures=tuple(measures), values=values, groups=groups)
 
 
 def _cutoffs(candidates: int) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 WINDOW_RECORDS = 100_000
-"""Records that are shuffled among each other where a source lies in shards: ten shards of 10,000, the usual size."""
+"""Records that are shuffled among each other where a source lies in shards: ten of the usual 10,000."""
 
 _MAX_BLOCK = 1024
 """The longest block within which a mixture keeps its quotas; weights are rounded to this fraction of the whole."""
@@ -42,7 +42,7 @@ class Sharded(Protocol):
     """A source whose neighbouring records lie in one file, so that reading nearby ones together is faster."""
 
     shard_sizes: tuple[int, ...]
-    """Records of each shard, in the order of their indices."""
+    """Records of each shard, in the order of their indices. It may also have ``window_records``: how many to mix."""
 
 
 @runtime_checkable
@@ -88,7 +88,7 @@ def span(step: int, length: int, global_batch_size: int) -> Span:
 
 
 def part_of_rank(first: int, last: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The contiguous part of positions first … last - 1 that is a rank's. Sizes differ by one at most; it may be empty."""
+    """The contiguous part of positions first … last - 1 that is a rank's. Sizes differ by one at most; one may be 0."""
     size = last - first
     return first + size * rank // world_size, first + size * (rank + 1) // world_size
 
@@ -189,6 +189,7 @@ class _Plain:
         self._shuffle = shuffle
         self._shard_sizes = np.array(source.shard_sizes if isinstance(source, Sharded) else (), dtype=np.int64)
         self._shard_starts = np.cumsum(self._shard_sizes) - self._shard_sizes
+        self._window = int(getattr(source, "window_records", WINDOW_RECORDS))
 
     def draw(self, positions: NDArray[np.int64]) -> Draw:
         epochs, places = np.divmod(positions, self.length)
@@ -206,7 +207,7 @@ class _Plain:
         shards = permuted(np.arange(len(self._shard_sizes)), len(self._shard_sizes), _key(key, 0))
         ends = np.cumsum(self._shard_sizes[shards])  # of the shards, in their order of this epoch
         rows = np.empty_like(places)
-        for start, stop in _windows(ends, places):
+        for start, stop in _windows(ends, places, self._window):
             chosen = (places >= start) & (places < stop)
             moved = start + permuted(places[chosen] - start, stop - start, _key(key, 1 + start))
             which = np.searchsorted(ends, moved, side="right")
@@ -214,12 +215,12 @@ class _Plain:
         return rows
 
 
-def _windows(ends: NDArray[np.int64], places: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Start and stop of the windows that hold any of ``places``: whole shards, as many as reach WINDOW_RECORDS."""
+def _windows(ends: NDArray[np.int64], places: NDArray[np.int64], size: int) -> list[tuple[int, int]]:
+    """Start and stop of the windows that hold any of ``places``: whole shards, as many as reach ``size``."""
     bounds = [0]
     listed = ends.tolist()
     while bounds[-1] < listed[-1]:
-        bounds.append(listed[min(bisect.bisect_left(listed, bounds[-1] + WINDOW_RECORDS), len(listed) - 1)])
+        bounds.append(listed[min(bisect.bisect_left(listed, bounds[-1] + size), len(listed) - 1)])
     if not len(places):
         return []
     first = bisect.bisect_right(bounds, int(places.min())) - 1

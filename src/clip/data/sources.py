@@ -10,19 +10,24 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
+from clip.data.class_captions import DEFAULT_TEMPLATES, captions_of_class, checked_templates, read_lines
+from clip.data.idx import open_idx
+from clip.data.order import WINDOW_RECORDS
+from clip.data.parquet import open_parquet
 from clip.data.records import Sample, Source
+from clip.data.shards import is_pattern, open_shards
 from clip.data.strings import Strings
 from clip.data.tables import open_table
 from clip.errors import ConfigError, DataError, choices
 
 __all__ = [
-    "DEFAULT_TEMPLATES",
     "IMAGE_SUFFIXES",
     "ClassFolders",
     "FolderSource",
@@ -34,16 +39,13 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["folder", "classes", "csv", "tsv", "jsonl"]
+Kind = Literal["folder", "classes", "csv", "tsv", "jsonl", "parquet", "webdataset", "idx"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
 """Of the files that a folder is searched for; what they are is told by their first bytes."""
 
-DEFAULT_TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}")
-"""Captions of class folders where none are given."""
-
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "dev"})
-_TABLES: dict[str, Kind] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_TABLES: dict[str, Kind] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
 def open_source(
@@ -66,6 +68,12 @@ def open_source(
         raise ConfigError(f"kind is {kind!r}; it must be one of {choices(kind, get_args(Kind))}")
     kind = kind or detect_kind(name, split=split)
     _check_options(kind, image_column=image_column, caption_column=caption_column, templates=templates, split=split)
+    if kind == "webdataset":
+        return open_shards(name, caption_column=caption_column, templates=templates, split=split)
+    if kind == "parquet":
+        return open_parquet(name, image_column=image_column, caption_column=caption_column)
+    if kind == "idx":
+        return open_idx(name, templates=templates, split=split)
     if kind in ("csv", "tsv", "jsonl"):
         return open_table(name, kind=kind, image_column=image_column, caption_column=caption_column)
     root = Path(name) / split if split else Path(name)
@@ -77,10 +85,10 @@ def open_source(
 
 
 _OPTIONS: dict[str, tuple[Kind, ...]] = {
-    "image_column": ("csv", "tsv", "jsonl"),
-    "caption_column": ("csv", "tsv", "jsonl"),
-    "templates": ("classes",),
-    "split": ("folder", "classes"),
+    "image_column": ("csv", "tsv", "jsonl", "parquet"),
+    "caption_column": ("csv", "tsv", "jsonl", "parquet", "webdataset"),
+    "templates": ("classes", "webdataset", "idx"),
+    "split": ("folder", "classes", "webdataset", "idx"),
 }
 
 
@@ -93,7 +101,11 @@ def _check_options(kind: Kind, **options: object) -> None:
 
 def detect_kind(address: str, *, split: str | None = None) -> Kind:
     """What lies at an address. Raises DataError, with what was found, if that cannot be told."""
+    if is_pattern(address) and not address.endswith(".parquet"):
+        return "webdataset"
     path = Path(address)
+    if re.search(r"\.(tar|tgz|tar\.\w+)$", address):
+        return "webdataset"
     if path.suffix.lower() in _TABLES:
         return _TABLES[path.suffix.lower()]
     if not path.exists():
@@ -101,6 +113,15 @@ def detect_kind(address: str, *, split: str | None = None) -> Kind:
     if path.is_file():
         raise DataError(f"{address}: its kind cannot be told from {path.suffix!r}; pass kind=, one of {get_args(Kind)}")
     root = path / split if split else path
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; check the split")
+    names = sorted(entry.name for entry in root.iterdir())
+    if any(name.endswith(".tar") or name == "nshards.txt" for name in names):
+        return "webdataset"
+    if any("-idx3-" in entry.name for entry in path.iterdir()):
+        return "idx"
+    if any(name.endswith(".parquet") for name in names):
+        return "parquet"
     return _kind_of_folder(root)
 
 
@@ -156,30 +177,7 @@ class FolderSource:
     def __getitem__(self, index: int) -> Sample:
         key = self._paths[index]
         path = self._root / key
-        return Sample(key=key, image=path, captions=_read_captions(path.with_suffix(".txt")))
-
-
-def _read_captions(path: Path) -> tuple[str, ...]:
-    """The lines of a text file. Raises DataError if it has none."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_TEXT_BYTES + 1)
-        if len(data) > _MAX_TEXT_BYTES:
-            raise DataError(f"{path}: has more than {_MAX_TEXT_BYTES} bytes; it is no file of captions")
-        text = data.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file; write the picture's caption into it") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    captions = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not captions:
-        raise DataError(f"{path}: is empty; write the picture's caption into it")
-    return captions
-
-
-_MAX_TEXT_BYTES = 1 << 20
+        return Sample(key=key, image=path, captions=read_lines(path.with_suffix(".txt")))
 
 
 class ClassFolders:
@@ -221,29 +219,19 @@ class ClassFolders:
 
     def __getitem__(self, index: int) -> Sample:
         key, label = self._paths[index], int(self._labels[index])
-        captions = tuple(template.replace("{}", self.class_names[label]) for template in self._templates)
+        captions = captions_of_class(self.class_names[label], self._templates)
         return Sample(key=key, image=self._root / key, captions=captions, label=label)
 
 
 def _class_names(folders: list[str], names_file: Path | None) -> tuple[str, ...]:
     if names_file is None or not names_file.is_file():
         return tuple(" ".join(folder.split("_")) for folder in folders)
-    names = _read_captions(names_file)
+    names = read_lines(names_file)
     if len(names) != len(folders):
         raise DataError(
             f"{names_file}: has {len(names)} names for {len(folders)} folders; write one line for each, in sorted order"
         )
     return names
-
-
-def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """The templates. Raises ConfigError if there is none, or one without ``{}``."""
-    if isinstance(templates, str) or not templates:
-        raise ConfigError(f"templates is {templates!r}; give a list of at least one string with {{}}")
-    for template in templates:
-        if "{}" not in template:
-            raise ConfigError(f"template {template!r} has no {{}}; write {{}} where the class name goes")
-    return tuple(templates)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -286,6 +274,11 @@ class Mixture:
     def shard_sizes(self) -> tuple[int, ...]:
         """The shards of all parts; a part without shards is one."""
         return tuple(size for part in self.parts for size in getattr(part, "shard_sizes", None) or (len(part),))
+
+    @property
+    def window_records(self) -> int:
+        """What the most demanding part asks for."""
+        return min(int(getattr(part, "window_records", WINDOW_RECORDS)) for part in self.parts)
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)

@@ -30,6 +30,20 @@ class Strings(Sequence[str]):
         self._block = bytes(block)
         self._ends: NDArray[np.int64] = np.frombuffer(ends, dtype=np.int64).copy()
 
+    @classmethod
+    def of_arrays(cls, block: NDArray[np.uint8], ends: NDArray[np.int64]) -> Strings:
+        """What ``arrays`` gave. Raises ValueError if the two do not belong together."""
+        is_sound = block.dtype == np.uint8 and ends.dtype == np.int64 and block.ndim == ends.ndim == 1 and len(ends) > 0
+        if not is_sound or ends[0] != 0 or ends[-1] != len(block) or (np.diff(ends) < 0).any():
+            raise ValueError("the bounds of the strings do not fit their bytes")
+        strings = cls()
+        strings._block, strings._ends = block.tobytes(), ends
+        return strings
+
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The bytes of all strings, and 0 with the end of each: for a file."""
+        return np.frombuffer(self._block, dtype=np.uint8), self._ends
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 

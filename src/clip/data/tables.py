@@ -21,7 +21,17 @@ from clip.data.records import Sample
 from clip.data.strings import Strings
 from clip.errors import DataError, choices
 
-__all__ = ["CAPTION_COLUMNS", "IMAGE_COLUMNS", "TableSource", "choose_columns", "open_table"]
+__all__ = [
+    "CAPTION_COLUMNS",
+    "IMAGE_COLUMNS",
+    "Row",
+    "TableSource",
+    "choose_columns",
+    "flat",
+    "open_table",
+    "required_columns",
+    "row",
+]
 
 IMAGE_COLUMNS = (
     *("image", "image_path", "filepath", "file_path", "filename", "file_name", "path", "file"),
@@ -44,7 +54,7 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif|ppm|pgm)$", re.IGNORECASE)
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """One row as it was found."""
 
     line: int
@@ -60,7 +70,7 @@ class TableSource:
 
     class_names: tuple[str, ...] = ()
 
-    def __init__(self, name: str, rows: Iterable[_Row]) -> None:
+    def __init__(self, name: str, rows: Iterable[Row]) -> None:
         self.name = name
         self._root = Path(name).parent
         self._problems: dict[int, str] = {}
@@ -158,7 +168,7 @@ def choose_columns(
     return image, []
 
 
-def _required_columns(
+def required_columns(
     name: str, columns: Sequence[str], image_column: str | None, caption_column: str | None
 ) -> tuple[str, list[str]]:
     image, captions = choose_columns(columns, image_column, caption_column)
@@ -174,27 +184,27 @@ def _required_columns(
     return image, captions
 
 
-def _row(line: int, image: object, captions: Iterable[object]) -> _Row:
+def row(line: int, image: object, captions: Iterable[object]) -> Row:
     """A row, or what is wrong with it."""
     if not isinstance(image, str) or not image.strip():
-        return _Row(line, "", (), f"the image is {image!r}; a path is expected")
+        return Row(line, "", (), f"the image is {image!r}; a path is expected")
     if _ADDRESS.match(image):
-        return _Row(line, "", (), _address_problem(image))
+        return Row(line, "", (), _address_problem(image))
     if "\0" in image:
-        return _Row(line, "", (), f"the path {image!r} has a null character; check the table")
+        return Row(line, "", (), f"the path {image!r} has a null character; check the table")
     kept = []
     for caption in captions:
         if not isinstance(caption, str):
-            return _Row(line, "", (), f"the caption is {caption!r}; a text or a list of texts is expected")
+            return Row(line, "", (), f"the caption is {caption!r}; a text or a list of texts is expected")
         if caption := caption.strip():
             kept.append(caption)
     if not kept:
-        return _Row(line, "", (), "the caption is empty; write one, or remove the row")
+        return Row(line, "", (), "the caption is empty; write one, or remove the row")
     try:
         "".join(kept).encode()
     except UnicodeEncodeError:
-        return _Row(line, "", (), "the caption is not UTF-8; save the table as UTF-8")
-    return _Row(line, image.strip(), tuple(kept))
+        return Row(line, "", (), "the caption is not UTF-8; save the table as UTF-8")
+    return Row(line, image.strip(), tuple(kept))
 
 
 def _address_problem(image: str) -> str:
@@ -224,7 +234,7 @@ class _Layout(NamedTuple):
 
 def _csv_rows(
     name: str, text: TextIO, kind: str, image_column: str | None, caption_column: str | None
-) -> Iterator[_Row]:
+) -> Iterator[Row]:
     lines = _lines(name, text)
     first = next((line for line in lines if line.strip()), None)
     if first is None:
@@ -239,9 +249,9 @@ def _csv_rows(
         if to_skip:
             to_skip = False
         elif len(cells) <= last_column:
-            yield _Row(line, "", (), f"has {len(cells)} columns, {last_column + 1} are needed; quote texts with commas")
+            yield Row(line, "", (), f"has {len(cells)} columns, {last_column + 1} are needed; quote texts with commas")
         else:
-            yield _row(line, cells[layout.image], [cells[i] for i in layout.captions])
+            yield row(line, cells[layout.image], [cells[i] for i in layout.captions])
 
 
 def _layout(name: str, first: str, kind: str, image_column: str | None, caption_column: str | None) -> _Layout:
@@ -259,7 +269,7 @@ def _layout(name: str, first: str, kind: str, image_column: str | None, caption_
         pictures = [i for i, cell in enumerate(header) if _IMAGE_FILE.search(cell.strip())]
         if len(pictures) == 1 and len(header) == 2:  # no header, but nothing else it could mean
             return _Layout(delimiter, pictures[0], [1 - pictures[0]], has_header=False)
-    image, captions = _required_columns(name, header, image_column, caption_column)
+    image, captions = required_columns(name, header, image_column, caption_column)
     return _Layout(delimiter, header.index(image), [header.index(column) for column in captions], has_header=True)
 
 
@@ -280,7 +290,7 @@ def _records(name: str, lines: Iterable[str], delimiter: str) -> Iterator[tuple[
 # --- JSON lines -------------------------------------------------------------------------------------------------------
 
 
-def _json_rows(name: str, text: TextIO, image_column: str | None, caption_column: str | None) -> Iterator[_Row]:
+def _json_rows(name: str, text: TextIO, image_column: str | None, caption_column: str | None) -> Iterator[Row]:
     columns: tuple[str, list[str]] | None = None
     for number, line in enumerate(_lines(name, text), start=1):
         if not line.strip():
@@ -288,24 +298,24 @@ def _json_rows(name: str, text: TextIO, image_column: str | None, caption_column
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield _Row(number, "", (), f"is not JSON ({error}); write one object a line")
+            yield Row(number, "", (), f"is not JSON ({error}); write one object a line")
             continue
         if not isinstance(record, dict):
-            yield _Row(number, "", (), f"is a {type(record).__name__}; an object such as {_EXAMPLE} is expected")
+            yield Row(number, "", (), f"is a {type(record).__name__}; an object such as {_EXAMPLE} is expected")
             continue
         if columns is None:  # the first object stands for all
-            columns = _required_columns(name, list(record), image_column, caption_column)
+            columns = required_columns(name, list(record), image_column, caption_column)
         image_key, caption_keys = columns
         if image_key not in record:
-            yield _Row(number, "", (), f"has no {image_key!r}; each line needs the same names")
+            yield Row(number, "", (), f"has no {image_key!r}; each line needs the same names")
             continue
-        yield _row(number, record[image_key], _flat(record.get(key) for key in caption_keys))
+        yield row(number, record[image_key], flat(record.get(key) for key in caption_keys))
 
 
 _EXAMPLE = '{"image": "a.jpg", "caption": "a cat"}'
 
 
-def _flat(values: Iterable[Any]) -> Iterator[object]:
+def flat(values: Iterable[Any]) -> Iterator[object]:
     """Captions of a field, which may be one text, a list of them, or missing."""
     for value in values:
         if isinstance(value, list):

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -19,13 +19,28 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-DONE, NEGATIVE = 0, 3
+DONE, FAILED, NEGATIVE = 0, 1, 3
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@click.group("data", no_args_is_help=False)
-def command() -> None:
+class _Group(click.Group):
+    """Says what is missing where no command is named, as verbs do without their arguments."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(name, **options)
+        self.no_args_is_help = False
+
+
+@options.verb(
+    "data",
+    cls=_Group,
+    example="""
+clip data check pairs.csv --html report.html
+clip data pack pairs.csv --output shards/
+""",
+)
+def command(session: Session) -> None:
     """Check pairs before training, and pack them as shards.
 
     ADDRESS is a folder of pictures with texts of the same name (a.jpg, a.txt), a table (.csv, .tsv, .jsonl, .parquet),
@@ -152,4 +167,104 @@ def check(
     return NEGATIVE if above else DONE
 
 
-command.add_command(check)
+@options.verb(
+    "pack",
+    example="""
+clip data pack pairs.csv --output shards/
+clip data pack photos/ --output shards/ --samples-per-shard 1000 --json
+""",
+)
+@click.argument("address")
+@click.option("--output", "-o", required=True, metavar="DIR", help="The folder to write shards into.")
+@click.option(
+    "--samples-per-shard",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    metavar="N",
+    help="Records after which a new shard begins.",
+)
+@click.option(
+    "--shard-megabytes",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Size after which a new shard begins.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of the shuffling, for readers that shuffle neighbours only.",
+)
+@click.option("--no-shuffle", is_flag=True, help="Keep the order of ADDRESS.")
+@click.option(
+    "--max-failures",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    metavar="SHARE",
+    help="Records that may be left out because they cannot be read.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the shards that are in the folder already.")
+@_source_options
+@options.json_output("Print one JSON object about the shards.")
+def pack(
+    session: Session,
+    address: str,
+    output: str,
+    samples_per_shard: int,
+    shard_megabytes: int,
+    seed: int,
+    no_shuffle: bool,
+    max_failures: float,
+    overwrite: bool,
+    as_json: bool,
+    **how: Any,
+) -> int:
+    """Write pairs as shards of the webdataset format.
+
+    They are tar files that this package, webdataset and OpenCLIP read. Pictures keep their bytes; records are shuffled
+    once, by --seed. Those that cannot be read are reported and left out, and the exit status is then 1. The same data
+    and seed give the same shards.
+    """
+    from clip.data import shards
+
+    source = _open(address, **how)
+    done = 0
+    with progress(session, "Packing", lambda: len(source)) as bar:
+
+        def on_sample(count: int) -> None:
+            nonlocal done
+            bar.advance(count - done)
+            done = count
+
+        packed = shards.pack(
+            source,
+            output,
+            samples_per_shard=samples_per_shard,
+            shard_bytes=shard_megabytes << 20,
+            seed=None if no_shuffle else seed,
+            max_failures=max_failures,
+            overwrite=overwrite,
+            on_sample=on_sample,
+        )
+    for failure in packed.failures:
+        say(failure.message)
+    failed = len(packed.failures)
+    if as_json:
+        summary = {"output": output, "shards": packed.shards, "samples": packed.samples}
+        print(json_line({**summary, "size_bytes": packed.size_bytes, "failed": failed}))
+    elif not session.quiet:
+        say(
+            f"{output}: {packed.samples:,} records in {packed.shards:,} shards, {packed.size_bytes / 1e6:,.1f} MB; "
+            f"{failed:,} left out"
+        )
+    return FAILED if failed else DONE
+
+
+for subcommand in (check, pack):
+    cast(click.Group, command).add_command(subcommand)

@@ -19,7 +19,9 @@ __all__ = ["batch_size", "json_output", "load_model", "model_options", "verb"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def verb(name: str, *, example: str) -> Callable[[Callable[..., Any]], click.Command]:
+def verb(
+    name: str, *, example: str, cls: type[click.Command] = click.Command
+) -> Callable[[Callable[..., Any]], click.Command]:
     """A command with ``--quiet`` and ``--debug``, whose help ends with an example. It is called with the Session."""
 
     def set_flag(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
@@ -36,7 +38,7 @@ def verb(name: str, *, example: str) -> Callable[[Callable[..., Any]], click.Com
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.strip().splitlines())
-        command = click.command(name, epilog=epilog)(click.pass_obj(function))
+        command = click.command(name, cls=cls, epilog=epilog)(click.pass_obj(function))
         command.params.extend(flags)
         return command
 

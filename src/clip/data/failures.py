@@ -23,7 +23,7 @@ class BadRecord(NamedTuple):
     @classmethod
     def of(cls, row: int, key: str, error: Exception) -> BadRecord:
         """The key is put in front of the error unless that names it already."""
-        text = str(error)
+        text = str(error).removeprefix("<bytes>: ")
         return cls(row, text if not key or key in text else f"{key}: {text}")
 
 

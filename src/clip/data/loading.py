@@ -7,12 +7,13 @@ of them are an error.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -207,7 +208,7 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-# --- Side by side ----------------------------------------------------------------------------------------------------
+# --- Side by side -----------------------------------------------------------------------------------------------------
 
 # Measured on two cores, torch 2.13, chunks of 32: photographs of 640 × 480 to 224, two threads read 1.6 times as many as
 # two processes, drawings of 64 × 64 from PNG 1.3 times. Decoding and resizing release the interpreter lock, and what
@@ -220,16 +221,16 @@ _AHEAD = 8
 """Chunks in work or waiting, for each worker: what bridges a step of the model or a slow disk."""
 
 
-def _decoded(plan: _Plan, decoder: _Decoder, workers: int) -> Iterator[_Decoded]:
+def _decoded(plan: _Plan, decoder: _Decoder, workers: int) -> Generator[_Decoded]:
     """The chunks of the plan, in its order."""
     if workers == 0:
-        return map(decoder.__getitem__, plan)
+        return (decoder[chunk] for chunk in plan)
     if workers <= _MOST_THREADS:
         return _in_threads(plan, decoder, workers)
     return _in_processes(plan, decoder, workers)
 
 
-def _in_threads(plan: _Plan, decoder: _Decoder, workers: int) -> Iterator[_Decoded]:
+def _in_threads(plan: _Plan, decoder: _Decoder, workers: int) -> Generator[_Decoded]:
     chunks = iter(plan)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-data")
     pending: deque[Future[_Decoded]] = deque()
@@ -244,17 +245,16 @@ def _in_threads(plan: _Plan, decoder: _Decoder, workers: int) -> Iterator[_Decod
         pool.shutdown(cancel_futures=True)
 
 
-def _in_processes(plan: _Plan, decoder: _Decoder, workers: int) -> Iterator[_Decoded]:
-    return iter(
-        DataLoader(
-            decoder,
-            sampler=plan,
-            batch_size=None,
-            collate_fn=_same,  # type: ignore[arg-type]  # without a batch size it is given single items
-            num_workers=workers,
-            prefetch_factor=_AHEAD,
-        )
+def _in_processes(plan: _Plan, decoder: _Decoder, workers: int) -> Generator[_Decoded]:
+    loader: DataLoader[_Decoded] = DataLoader(
+        decoder,
+        sampler=plan,
+        batch_size=None,
+        collate_fn=_same,  # type: ignore[arg-type]  # without a batch size it is given single items
+        num_workers=workers,
+        prefetch_factor=_AHEAD,
     )
+    yield from loader
 
 
 def _same(decoded: _Decoded) -> _Decoded:
@@ -265,16 +265,17 @@ def _same(decoded: _Decoded) -> _Decoded:
 # --- Putting batches together -----------------------------------------------------------------------------------------
 
 
-def _batches(chunks: Iterator[_Decoded], tolerance: Tolerance) -> Iterator[Batch]:
+def _batches(chunks: Generator[_Decoded], tolerance: Tolerance) -> Iterator[Batch]:
     parts: list[_Decoded] = []
     waiting_since = time.perf_counter()
-    for decoded in chunks:
-        tolerance.count(len(decoded.chunk.rows), decoded.failures)
-        parts.append(decoded)
-        if decoded.chunk.is_last:
-            yield _joined(parts, time.perf_counter() - waiting_since)
-            parts = []
-            waiting_since = time.perf_counter()
+    with contextlib.closing(chunks):
+        for decoded in chunks:
+            tolerance.count(len(decoded.chunk.rows), decoded.failures)
+            parts.append(decoded)
+            if decoded.chunk.is_last:
+                yield _joined(parts, time.perf_counter() - waiting_since)
+                parts = []
+                waiting_since = time.perf_counter()
 
 
 def _joined(parts: list[_Decoded], wait_seconds: float) -> Batch:

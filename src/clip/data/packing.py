@@ -134,13 +134,7 @@ def _records(
 
 
 def _members(sample: Sample) -> _Members:
-    image = sample.image
-    if isinstance(image, Path):
-        try:
-            with image.open("rb") as file:
-                image = file.read(MAX_BYTES + 1)
-        except (OSError, ValueError) as error:  # ValueError: a null character in the path
-            raise ImageError(f"{image}: cannot be read ({error}); check the path") from error
+    image = _file_bytes(sample.image) if isinstance(sample.image, Path) else sample.image
     if len(image) > MAX_BYTES:
         raise ImageError(f"has more than {MAX_BYTES} bytes; re-encode the picture as JPEG or PNG")
     extension = _EXTENSIONS.get(read_header(image).format)
@@ -154,6 +148,14 @@ def _members(sample: Sample) -> _Members:
     if sample.label is not None:
         members.append(("cls", str(sample.label).encode()))
     return members
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise ImageError(f"{path}: cannot be read ({error}); check the path") from error
 
 
 def _write_shard(

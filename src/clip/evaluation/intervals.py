@@ -91,13 +91,20 @@ def paired_difference(
     """Mean of ``values`` less mean of ``others``, both (N,) of the same items, and its interval.
 
     Because both are of the same items, what makes an item hard for both cancels: the interval is narrower than two
-    separate ones suggest. If it does not hold 0, one is better.
+    separate ones suggest. If it does not hold 0, one is better. Where no item tells the two apart, every sample is the
+    same; the interval is then as wide as the share of items that might (Wilson's upper bound for none).
     """
     if values.shape != others.shape:
         raise ShapeError(f"{len(values)} values and {len(others)} others; they must be of the same items")
-    difference = functools.partial(mean, values.double() - others.double())
-    interval = bootstrap(difference, len(values), clusters=clusters, resamples=resamples, seed=seed)
-    return float(mean(values.double() - others.double())), interval
+    differences = values.double() - others.double()
+    if not differences.any():
+        groups = len(values) if clusters is None else int(clusters.max()) + 1
+        most = wilson(0.0, groups).high
+        return 0.0, Interval(-most, most)
+    interval = bootstrap(
+        functools.partial(mean, differences), len(values), clusters=clusters, resamples=resamples, seed=seed
+    )
+    return float(differences.mean()), interval
 
 
 def measured_share(

@@ -231,7 +231,7 @@ def pack(
     once, by --seed. Those that cannot be read are reported and left out, and the exit status is then 1. The same data
     and seed give the same shards.
     """
-    from clip.data import shards
+    from clip.data.packing import pack as write_shards
 
     source = _open(address, **how)
     done = 0
@@ -242,7 +242,7 @@ def pack(
             bar.advance(count - done)
             done = count
 
-        packed = shards.pack(
+        packed = write_shards(
             source,
             output,
             samples_per_shard=samples_per_shard,

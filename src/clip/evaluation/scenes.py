@@ -44,8 +44,8 @@ Part = Literal["test", "train"]
 
 _TEST_SHARE = 1 / 3
 _SALT = "everyclip 1235"
-"""Of the hash; chosen such that each kind has about a third of the words of ``shapes()`` in its test, and that each shape
-and colour is in both parts."""
+"""Of the hash; chosen such that each kind has about a third of the words of ``shapes()`` in its test, and that each
+shape and colour is in both parts."""
 _MOST_DRAWS = 2000
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 _FINE_CHOICES = 4

@@ -47,7 +47,7 @@ class Layer:
     """A polygon that is added to a shape, or cut out of it."""
 
     points: tuple[Point, ...]
-    """In the square from -1 to 1; y grows downwards, as in pictures."""
+    """In the circle of radius 1; y grows downwards, as in pictures."""
     is_hole: bool = False
 
 
@@ -177,8 +177,14 @@ _ARROW: tuple[Point, ...] = (
 
 
 def _shape(name: str, *layers: Layer | tuple[Point, ...], family: str = "", sway: float = 12.0) -> Thing:
-    whole = tuple(layer if isinstance(layer, Layer) else Layer(layer) for layer in layers)
-    return Thing(name=name, plural=plural(name), family=family, layers=whole, sway=sway)
+    whole = [layer if isinstance(layer, Layer) else Layer(layer) for layer in layers]
+    reach = max(
+        1.0, *(math.hypot(*point) for layer in whole for point in layer.points)
+    )  # turned, it stays in its square
+    whole = [
+        dataclasses.replace(layer, points=tuple((x / reach, y / reach) for x, y in layer.points)) for layer in whole
+    ]
+    return Thing(name=name, plural=plural(name), family=family, layers=tuple(whole), sway=sway)
 
 
 def _ring(outer: float, inner: float) -> tuple[Layer, Layer]:
@@ -262,7 +268,7 @@ def read_things(folder: str | os.PathLike[str]) -> Vocabulary:
     """The pictures of a folder as things: cut-outs on white or transparent ground, about square.
 
     Names are those of the files ("fire_engine.png" is a "fire engine"), or, where there is a ``labels.csv``, those of
-    its columns ``file`` and ``label``, and ``plural`` if it has one. A column ``subcategory`` makes the families for the
+    its columns ``file`` and ``label``, and ``plural`` if it has one. A column ``subcategory`` makes the families of the
     fine-grained split, by what stands before the first hyphen: ``animal-mammal`` and ``animal-marine`` are near-alikes.
     Raises DataError for a folder or table that cannot be used, ImageError for a bad picture.
     """

@@ -287,6 +287,9 @@ class LayerNorm(nn.LayerNorm):
     """Layer normalisation in fp32, whatever the dtype of the input, which the output keeps."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not _is_traced():
+            # The CPU's kernel computes in fp32 inside and takes weights of either dtype: the same without two copies.
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         weight = None if self.weight is None else self.weight.float()
         bias = None if self.bias is None else self.bias.float()
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
@@ -296,20 +299,49 @@ class QuickGELU(nn.Module):
     """x · sigmoid(1.702 x), the approximation of GELU that OpenAI's models were trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = (1.702 * x).sigmoid_()
-        # These are the largest tensors of the model. One fewer at a time leaves nothing for the allocator to give back
-        # and fetch anew in each block, which costs a tenth of the time on a CPU.
-        return x * gate if torch.is_grad_enabled() or _is_traced() else gate.mul_(x)
+        if _is_traced():  # a compiler fuses all of it
+            return x * (1.702 * x).sigmoid()
+        return cast(Tensor, _QuickGELU.apply(x)) if torch.is_grad_enabled() else _quick_gelu(x)
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    # These are the largest tensors of the model. One fewer at a time leaves nothing for the allocator to give back
+    # and fetch anew in each block, which costs a tenth of the time on a CPU.
+    return (1.702 * x).sigmoid_().mul_(x)
+
+
+class _QuickGELU(torch.autograd.Function):
+    """Keeps x alone and has two operations in the backward pass, where autograd keeps two tensors and has five."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return _quick_gelu(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # second derivatives are wanted, which torch's own function lacks
+            gate = (1.702 * x).sigmoid()
+            return gradient * gate * (1 + 1.702 * x * (1 - gate))
+        # x · sigmoid(a x) = silu(a x) / a, so its slope is that of silu at a x.
+        return cast(Tensor, torch.ops.aten.silu_backward(gradient, 1.702 * x))
 
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
 class MultiheadAttention(nn.MultiheadAttention):
-    """``nn.MultiheadAttention`` whose self-attention is two matrix products around the fused attention kernel.
+    """``nn.MultiheadAttention`` whose usual forms are two or three matrix products around an attention kernel.
 
     The general forward of torch transposes and copies on its way, under CPU autocast even once per token
-    (open_clip measures 0.2 × its fp32 speed there). Anything but plain self-attention goes to the parent.
+    (open_clip measures 0.2 × its fp32 speed there). Anything but attention of tokens to themselves, or of other
+    queries to them, goes to the parent.
     """
 
     def forward(
@@ -323,9 +355,9 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """query, key, value: (L, B, D). Returns (L, B, D) and, where asked for, the attention weights."""
-        is_plain = query is key and key is value and key_padding_mask is None and not (need_weights or is_causal)
-        is_plain = is_plain and query.ndim == 3 and (attn_mask is None or attn_mask.ndim == 2)
+        """query: (L', B, D); key, value: (L, B, D). Returns (L', B, D) and, where asked for, the attention weights."""
+        is_plain = key is value and key_padding_mask is None and not (need_weights or is_causal)
+        is_plain = is_plain and query.ndim == key.ndim == 3
         is_usual = self.in_proj_weight is not None and self.bias_k is None
         if not is_plain or not is_usual or self.batch_first or self.add_zero_attn:
             return super().forward(
@@ -338,15 +370,47 @@ class MultiheadAttention(nn.MultiheadAttention):
                 average_attn_weights=average_attn_weights,
                 is_causal=is_causal,
             )
-        qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)  # (L, B, 3 D)
-        qkv = qkv.view(qkv.shape[0], qkv.shape[1], 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 1, 3, 0, 4).unbind()  # (B, heads, L, D / heads)
+        weight, bias, width = self.in_proj_weight, self.in_proj_bias, self.embed_dim
+        if query is key:
+            q, k, v = self._project(query, weight, bias)
+        else:
+            (q,) = self._project(query, weight[:width], None if bias is None else bias[:width])
+            k, v = self._project(key, weight[width:], None if bias is None else bias[width:])
         mask = None if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask.to(q.dtype)
         if attn_mask is not None and mask is None:
             mask = ~attn_mask  # True means "hide" in nn.MultiheadAttention and "show" in the kernel
-        x = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout if self.training else 0.0)
-        x = x.permute(2, 0, 1, 3).flatten(2)  # (L, B, D)
+        if mask is not None and mask.ndim == 3:
+            mask = mask.view(*q.shape[:2], *mask.shape[1:])  # (B, heads, L', L)
+        attend = _attend_in_memory if _is_faster_in_memory(q, k) else F.scaled_dot_product_attention
+        x = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        x = x.permute(2, 0, 1, 3).flatten(2)  # (L', B, D)
         return F.linear(x, self.out_proj.weight, self.out_proj.bias), None
+
+    def _project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+        """x: (L, B, D) → those of queries, keys and values that the weight makes, each (B, heads, L, D / heads)."""
+        y = F.linear(x, weight, bias)
+        y = y.view(*y.shape[:2], weight.shape[0] // self.embed_dim, self.num_heads, self.head_dim)
+        return y.permute(2, 1, 3, 0, 4).unbind()
+
+
+_MOST_KEYS_IN_MEMORY = 1024
+"""Above it the scores of all pairs would be the largest tensor by far. The largest CLIP has 577 tokens."""
+
+
+def _is_faster_in_memory(q: Tensor, k: Tensor) -> bool:
+    """Whether two batched products beat the fused kernel: torch's for bfloat16 on a CPU takes 2 to 3 times as long, and
+    4 to 7 times with its backward pass. In fp32 they are equal."""
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= _MOST_KEYS_IN_MEMORY
+
+
+def _attend_in_memory(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
+    """``F.scaled_dot_product_attention`` by two batched matrix products, with the scores of all pairs in memory."""
+    scores = torch.bmm(q.flatten(0, 1) * q.shape[-1] ** -0.5, k.flatten(0, 1).transpose(1, 2))
+    scores = scores.view(*q.shape[:-1], k.shape[2])  # (B, heads, L', L)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = F.dropout(scores.softmax(dim=-1), dropout_p)
+    return torch.bmm(weights.flatten(0, 1), v.flatten(0, 1)).view_as(q)
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -380,15 +444,28 @@ class ResidualAttentionBlock(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """x: (L, B, D) → (L, B, D)."""
-        mask = self.attn_mask
-        if mask is not None:
-            mask = mask[..., : x.shape[0], : x.shape[0]]
-        return cast(Tensor, self.attn(x, x, x, need_weights=False, attn_mask=mask)[0])
+        return cast(Tensor, self.attn(x, x, x, need_weights=False, attn_mask=self._mask(x))[0])
+
+    def _mask(self, x: Tensor) -> Tensor | None:
+        return None if self.attn_mask is None else self.attn_mask[..., : x.shape[0], : x.shape[0]]
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (L, B, D) → (L, B, D)."""
         x = x + self.attention(self.ln_1(x))
         return cast(Tensor, x + self.mlp(self.ln_2(x)))
+
+    def forward_at(self, x: Tensor, position: Tensor) -> Tensor:
+        """x: (L, B, D); position: (B,) → (B, D), what ``forward`` gives at that token of each row, and no more work.
+
+        Only keys and values are computed for all tokens: a sixth of the block.
+        """
+        rows = torch.arange(x.shape[1], device=x.device)
+        y, mask = self.ln_1(x), self._mask(x)
+        if mask is not None:  # (L, L) → (B heads, 1, L)
+            mask = mask[position].repeat_interleave(self.attn.num_heads, dim=0).unsqueeze(1)
+        query = y[position, rows].unsqueeze(0)  # (1, B, D)
+        chosen = x[position, rows] + self.attn(query, y, y, need_weights=False, attn_mask=mask)[0][0]
+        return cast(Tensor, chosen + self.mlp(self.ln_2(chosen)))
 
 
 class Transformer(nn.Module):
@@ -417,11 +494,24 @@ class Transformer(nn.Module):
             )
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (L, B, D) → (L, B, D)."""
-        if self.gradient_checkpointing:
-            return _checkpointed(self.resblocks, x)
-        return cast(Tensor, self.resblocks(x))
+    def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
+        """x: (L, B, D) → (L, B, D), or with position (B,) what comes out at that token of each row: (B, D)."""
+        if position is None:
+            return _checkpointed(self.resblocks, x) if self.gradient_checkpointing else cast(Tensor, self.resblocks(x))
+        *blocks, last = self.resblocks
+        for block in blocks:
+            x = _checkpointed([block], x) if self.gradient_checkpointing else block(x)
+        return cast(ResidualAttentionBlock, last).forward_at(x, position)
+
+
+def _may_end_at_one_token(transformer: nn.Module) -> bool:
+    """Whether nobody would miss the last block's other tokens: all is as made here, and no hook looks on."""
+    if type(transformer) is not Transformer:
+        return False
+    last = transformer.resblocks[-1]
+    if type(last) is not ResidualAttentionBlock or "forward" in vars(last) or "attention" in vars(last):
+        return False
+    return not any(m._forward_hooks or m._forward_pre_hooks for m in (transformer, transformer.resblocks, last))
 
 
 # Image towers ---------------------------------------------------------------------------------------------------------
@@ -467,8 +557,12 @@ class VisionTransformer(nn.Module):
         if self.training and self.patch_dropout:
             x = _drop_patches(x, self.patch_dropout)
         # Contiguous once, or every block's additions and normalisations would copy a transposed stream.
-        x = self.transformer(self.ln_pre(x).transpose(0, 1).contiguous())  # (L, B, D)
-        return cast(Tensor, self.ln_post(x[0]) @ self.proj)
+        x = self.ln_pre(x).transpose(0, 1).contiguous()  # (L, B, D)
+        if self.training and _may_end_at_one_token(self.transformer):
+            x = self.transformer(x, torch.zeros(x.shape[1], dtype=torch.long, device=x.device))
+        else:
+            x = self.transformer(x)[0]
+        return cast(Tensor, self.ln_post(x) @ self.proj)
 
 
 class Bottleneck(nn.Module):
@@ -797,15 +891,17 @@ class CLIP(nn.Module):
         """text: (B, L) token ids, as ``clip.tokenize`` gives them → text features (B, E), of any norm.
 
         The feature is read at the end token, the largest id of the row. Under the causal mask nothing behind it has
-        any influence, so padding is not computed: exact, and five times faster on short captions. On a CPU a large
-        batch goes through in up to four groups of similar length, each cut to its longest text.
+        any influence, so padding is not computed: exact, and five times faster on short captions. On a CPU, where no
+        gradient is recorded, a large batch goes in up to four groups of similar length, each cut to its longest text.
         """
         if text.ndim != 2:
             raise ShapeError(f"text has shape {tuple(text.shape)}; (batch, tokens) is expected, as clip.tokenize gives")
         end = text.argmax(dim=-1)  # (B,)
         if _is_traced() or not text.shape[0]:
             return self._encode_tokens(text, end)
-        groups = min(4, text.shape[0] // _TEXTS_IN_GROUP) if text.device.type == "cpu" else 1
+        # Recording, one pass: each group would have gradients of all weights of its own, which costs more than padding.
+        is_worth_groups = text.device.type == "cpu" and not torch.is_grad_enabled()
+        groups = min(4, text.shape[0] // _TEXTS_IN_GROUP) if is_worth_groups else 1
         if groups <= 1:
             return self._encode_tokens(text[:, : int(end.max()) + 1], end)
         order = end.argsort()
@@ -818,8 +914,10 @@ class CLIP(nn.Module):
             raise ShapeError(f"a text has {text.shape[1]} tokens; the context length is {self.context_length}")
         x = self.token_embedding(text).type(self.dtype)  # (B, L, D)
         x = x + self.positional_embedding[: text.shape[1]].type(self.dtype)
-        x = self.transformer(x.transpose(0, 1).contiguous()).transpose(0, 1)
-        x = self.ln_final(x).type(self.dtype)
+        x = x.transpose(0, 1).contiguous()  # (L, B, D)
+        if self.training and _may_end_at_one_token(self.transformer):
+            return cast(Tensor, self.ln_final(self.transformer(x, end)).type(self.dtype) @ self.text_projection)
+        x = self.ln_final(self.transformer(x).transpose(0, 1)).type(self.dtype)
         return cast(Tensor, x[torch.arange(x.shape[0], device=x.device), end] @ self.text_projection)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,9 @@ def backward(
         for part in parts:
             states.append(_random_state(images.device))
             cached.append(run(part))
-    torch.clear_autocast_cache()  # the weights it holds were cast without a graph
+    # Before torch 2.10 the cache would hand weights that were cast without a graph to the passes that need one
+    # (https://github.com/pytorch/pytorch/issues/112583).
+    torch.clear_autocast_cache()
     embeddings = [torch.cat(side).requires_grad_() for side in zip(*cached, strict=True)]
     del cached
     with synchronize(False):

@@ -301,7 +301,9 @@ class QuickGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if _is_traced():  # a compiler fuses all of it
             return x * (1.702 * x).sigmoid()
-        return cast(Tensor, _QuickGELU.apply(x)) if torch.is_grad_enabled() else _quick_gelu(x)
+        if not torch.is_grad_enabled():
+            return _quick_gelu(x)
+        return cast(Tensor, _QuickGELU.apply(x))  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -324,11 +326,11 @@ class _QuickGELU(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # second derivatives are wanted, which torch's own function lacks
             gate = (1.702 * x).sigmoid()
-            return gradient * gate * (1 + 1.702 * x * (1 - gate))
+            return cast(Tensor, gradient * gate * (1 + 1.702 * x * (1 - gate)))
         # x · sigmoid(a x) = silu(a x) / a, so its slope is that of silu at a x.
         return cast(Tensor, torch.ops.aten.silu_backward(gradient, 1.702 * x))
 

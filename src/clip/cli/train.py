@@ -160,10 +160,12 @@ def command(session: Session, config: str | None, dry_run: bool, plot: str | Non
     if (inputs.model is None) == (inputs.architecture is None):
         raise click.UsageError("give --model to start from a checkpoint, or --architecture for random weights")
     recipe = TrainConfig(**{name: values[name] for name in _names(TrainConfig) if name in values})
-    if inputs.nproc > 1 and "WORLD_SIZE" not in os.environ:
+    if inputs.nproc > 1 and not dry_run and "WORLD_SIZE" not in os.environ:
         from clip.training.distributed import launch
 
-        return launch(["-m", "clip", *sys.argv[1:]], inputs.nproc)
+        flags = {"--json": as_json, "--quiet": session.quiet, "--debug": session.debug}
+        words = [*_words(values), *(flag for flag, is_given in flags.items() if is_given)]
+        return launch(["-m", "clip", "train", *words, *(() if plot is None else ("--plot", plot))], inputs.nproc)
     status = _train(session, inputs, recipe, is_dry=dry_run, as_json=as_json)
     if plot is not None and status == DONE and not dry_run and os.environ.get("RANK", "0") == "0":
         _plot(inputs.output, plot)
@@ -185,6 +187,17 @@ def _merged(file: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
         elif given.get(other) is not None and given.get(name) is None:
             values.pop(name, None)
     return values
+
+
+def _words(values: Mapping[str, Any]) -> Iterator[str]:
+    """The command line that gives these values."""
+    for name, value in values.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            yield option if value else f"--no-{option[2:]}"
+        else:
+            for one in value if isinstance(value, list | tuple) else (value,):
+                yield f"{option}={one}"
 
 
 def _plot(run: str | None, file: str) -> int:

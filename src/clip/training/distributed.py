@@ -111,7 +111,12 @@ def processes(device: str | None = None) -> Iterator[Processes]:
 
     device: "cuda" means the one of this process's local rank; by default cuda where there is one, else cpu.
     """
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is no device; use cpu, cuda, cuda:1 or mps") from error
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r}: no CUDA device can be used here; use cpu")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield Processes(0, 1, kind)

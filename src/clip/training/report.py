@@ -115,6 +115,7 @@ def plot(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> None:
             axes.plot(*zip(*points, strict=True), marker=mark, markersize=3, linewidth=1.2, label=_short(name))
         if len(curves) > 1:
             axes.legend(fontsize=8, frameon=False)
+        axes.set_xlim(0, lines[-1]["step"])
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25, linewidth=0.6)

@@ -14,7 +14,6 @@ import clip
 from clip.checkpoints.files import Checkpoint
 from clip.errors import CheckpointError, ConfigError
 from clip.training import state
-from clip.training.report import read_metrics
 from clip.training.state import RunFolder, Stored
 
 
@@ -71,9 +70,7 @@ def test_a_full_disk_leaves_what_was_there(run: RunFolder, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(state, "save_file", full)
-    with pytest.raises(
-        CheckpointError, match=r"step 2 cannot be written .*: no space left; it takes about .* MB\. The "
-    ):
+    with pytest.raises(CheckpointError, match=r"step 2 cannot be written .*: no space left; .* MB\. The checkpoint of"):
         save(run, 2, keep=1)
     assert [path.name for path in run.checkpoints.iterdir()] == ["step_00000001"]
     newest = run.newest()
@@ -94,7 +91,7 @@ def test_a_full_disk_ends_a_run_which_goes_on_when_there_is_room(
         real(tensors, path)
 
     monkeypatch.setattr(state, "save_file", full_at_four)
-    with pytest.raises(CheckpointError, match="the checkpoint of step 2 is untouched; make room, and repeat the co"):
+    with pytest.raises(CheckpointError, match="The checkpoint of step 2 is untouched; make room, and repeat the co"):
         trainer(steps=6, checkpoint_every=2)
     monkeypatch.setattr(state, "save_file", real)
     result = trainer(steps=6, checkpoint_every=2)
@@ -143,9 +140,9 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match="holds other files and no run"), RunFolder(tmp_path).locked():
         pass
-    with pytest.raises(ConfigError, match=r"thesis\.tex is a file; a run needs a folder"):
-        with RunFolder(tmp_path / "thesis.tex").locked():
-            pass
+    file = RunFolder(tmp_path / "thesis.tex")
+    with pytest.raises(ConfigError, match=r"thesis\.tex is a file; a run needs a folder"), file.locked():
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -165,7 +162,7 @@ def test_settings_that_differ_are_all_named(run: RunFolder) -> None:
 def test_a_config_that_cannot_be_read(run: RunFolder) -> None:
     save(run, 1)
     (run.path / "config.json").write_text("[1]")
-    with pytest.raises(CheckpointError, match="config.json holds a list; an object is expected"):
+    with pytest.raises(CheckpointError, match=r"config\.json holds a list; an object is expected"):
         run.begin({})
 
 
@@ -175,5 +172,4 @@ def test_the_result_replaces_an_earlier_one(run: RunFolder) -> None:
     first = run.model.stat().st_ino
     run.write_model(model)
     assert run.model.stat().st_ino != first
-    assert read_metrics  # the folder has no metrics yet
     clip.load(run.model, device="cpu")

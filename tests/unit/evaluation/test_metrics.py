@@ -183,9 +183,7 @@ def logits_of(*probabilities: float) -> Tensor:
 
 def test_reliability_worked_by_hand() -> None:
     logits = logits_of(0.9, 0.9, 0.7, 0.6)
-    found = metrics.reliability(
-        logits, torch.tensor([0, 1, 0, 0]), bins=5
-    )  # (0.8, 1]: one of two; (0.6, 0.8]: one; ...
+    found = metrics.reliability(logits, torch.tensor([0, 1, 0, 0]), bins=5)
     assert found.edges.tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert found.count.sum() == 4
     assert found.count[4] == 2

@@ -1,0 +1,232 @@
+"""The whole of an evaluation: what "auto" measures, what is told, and two models beside each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from clip.errors import ConfigError, DataError
+from clip.evaluation.evaluate import compare, evaluate, tasks_of
+from clip.evaluation.validation import evaluator
+
+Make = Callable[..., Any]
+NAMES = ("red", "green", "blue")
+
+
+def shade(label: int, strength: int, other: int = 0) -> tuple[int, int, int]:
+    red, green, blue = (strength if i == label else other for i in range(3))
+    return red, green, blue
+
+
+@pytest.fixture
+def classified(pictures: Make, sample: Make) -> Any:
+    """Thirty pictures, of which one in ten is named wrongly and one is torn."""
+    records = [sample(f"{i}", shade(i % 3, 90 + i), label=(i + (i % 10 == 9)) % 3) for i in range(30)]
+    records[4] = "4 is torn"
+    return pictures(records, class_names=NAMES)
+
+
+@pytest.fixture
+def captioned(pictures: Make, sample: Make) -> Any:
+    records = [sample(f"{i}", shade(i, 200), name, f"it is {name}") for i, name in enumerate(NAMES)]
+    return pictures([*records, sample("wrong", shade(0, 200), "something blue")])
+
+
+def test_auto_classifies_where_there_are_classes(colours: Any, plain: Any, classified: Any) -> None:
+    done: list[int] = []
+    result = evaluate(
+        colours, plain, classified, templates=["{}", "so {}"], name="colours", resamples=100, advance=done.append
+    )
+    assert sum(done) == 30
+    assert (result.images, result.task, result.data, result.model) == (29, "auto", "pictures", "colours")
+    assert [(item.row, item.reason) for item in result.failures] == [(4, "4 is torn")]
+    assert result.classification is not None
+    assert result.classification.measures[0].value == pytest.approx(26 / 29)
+    assert result.classification.calibration is not None
+    assert (result.retrieval, result.linear_probe, result.few_shot) == (None, None, None)
+
+
+def test_auto_retrieves_where_there_are_captions(colours: Any, plain: Any, captioned: Any) -> None:
+    result = evaluate(colours, plain, captioned, resamples=100)
+    assert result.classification is None
+    assert result.retrieval is not None
+    assert len(result.retrieval.captions) == 7
+    found = {measure.name: measure.value for measure in result.retrieval.image_to_text.measures}
+    # Three texts are as blue as each other, two of them the blue picture's own. The red picture that is called blue
+    # finds the two red texts first, and then its own among the five others with 3/5.
+    assert found["recall@1"] == pytest.approx((1 + 1 + 2 / 3 + 0) / 4)
+    assert found["recall@5"] == pytest.approx((1 + 1 + 1 + 3 / 5) / 4)
+
+
+def test_captions_are_classes_on_request(colours: Any, plain: Any, pictures: Make, sample: Make) -> None:
+    source = pictures([sample(name, shade(i, 200), name) for i, name in enumerate(NAMES)])
+    for names, chance in (((), 1 / 3), (("blue", "green", "yellow", "red"), 1 / 4)):
+        result = evaluate(colours, plain, source, task="classification", class_names=names, templates=["{}"])
+        assert result.classification is not None
+        assert result.classification.measures[0].value == 1
+        assert result.classification.measures[0].chance == pytest.approx(chance)
+
+
+def test_training_pictures_bring_probe_and_few_shots(
+    colours: Any, plain: Any, classified: Any, pictures: Make, sample: Make
+) -> None:
+    names = ("blue", "red", "green")  # another order
+    records = [sample(f"{i}", shade(i % 3, 150 + i), label=(i % 3 + 1) % 3) for i in range(12)]
+    train = pictures([*records, "torn"], class_names=names, name="train")
+    result = evaluate(colours, plain, classified, train=train, resamples=100, draws=2)
+    assert result.linear_probe is not None
+    assert result.few_shot is not None
+    assert result.linear_probe.classification.measures[0].value == pytest.approx(26 / 29)
+    assert [point.shots for point in result.few_shot.points] == [1, 2, 4]
+    assert result.few_shot.zero_shot == result.classification.measures[0]  # type: ignore[union-attr]
+    assert result.train_data == "train"
+    assert [item.reason for item in result.failures] == ["4 is torn", "torn"]
+    only = evaluate(colours, plain, classified, train=train, task="few-shot", resamples=100, draws=2)
+    assert only.linear_probe is None
+    assert only.few_shot == result.few_shot
+
+
+def test_training_pictures_with_captions_find_their_classes(
+    colours: Any, plain: Any, pictures: Make, sample: Make
+) -> None:
+    test = pictures([sample(name, shade(i, 200), name) for i, name in enumerate(NAMES)])
+    train = pictures([sample(f"{i}", shade(i % 3, 150 + i), NAMES[i % 3].upper()) for i in range(9)])
+    result = evaluate(colours, plain, test, train=train, task="linear-probe", resamples=100)
+    assert result.linear_probe is not None
+    assert result.linear_probe.classification.measures[0].value == 1
+
+
+def test_json_is_plain_and_holds_every_number(
+    colours: Any, plain: Any, classified: Any, captioned: Any, pictures: Make, sample: Make
+) -> None:
+    train = pictures([sample(f"{i}", shade(i % 3, 150 + i), label=i % 3) for i in range(12)], class_names=NAMES)
+    result = evaluate(colours, plain, classified, train=train, resamples=100, draws=2)
+    other = evaluate(colours, plain, classified, train=train, resamples=100, draws=2, templates=["not {}"], name="b")
+    value = dataclasses.replace(result, comparison=compare(result, other)).to_dict()
+    text = json.dumps(value, allow_nan=False)
+    assert json.loads(text) == value
+    assert value["classification"]["top1"] == {
+        **value["classification"]["top1"],
+        "value": pytest.approx(26 / 29),
+        "n": 29,
+        "of": "images",
+        "chance": pytest.approx(1 / 3),
+        "interval": "wilson",
+    }
+    assert value["classification"]["calibration"]["before"]["reliability"]["accuracy"].count(None) > 0
+    assert {"linear_probe", "few_shot", "comparison"} < set(value)
+    assert "retrieval" not in value
+    assert value["failed"] == [{"key": "record 4", "row": 4, "reason": "4 is torn"}]
+    retrieved = evaluate(colours, plain, captioned, resamples=100).to_dict()
+    assert json.loads(json.dumps(retrieved, allow_nan=False)) == retrieved
+    assert set(retrieved["retrieval"]["image_to_text"]) == {"recall@1", "recall@5", "mrr", "median_rank"}
+
+
+def test_the_same_seed_gives_the_same_numbers(colours: Any, plain: Any, classified: Any) -> None:
+    one, same, other = (
+        {**evaluate(colours, plain, classified, seed=seed, resamples=100).to_dict(), "seconds": 0} for seed in (1, 1, 2)
+    )
+    assert one == same
+    assert one != other
+
+
+class Blind(torch.nn.Module):
+    """Sees every picture alike."""
+
+    def __init__(self, colours: Any) -> None:
+        super().__init__()
+        self.colours = colours
+        self.eval()
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) if name in ("colours", "_modules") else getattr(self.colours, name)
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(pixels), 3)
+
+
+def test_a_better_model_is_shown_as_better(colours: Any, plain: Any, classified: Any, captioned: Any) -> None:
+    for source, first in ((classified, "top1"), (captioned, "image_to_text/recall@1")):
+        seeing = evaluate(colours, plain, source, name="seeing", templates=["{}"], resamples=200)
+        blind = evaluate(Blind(colours), plain, source, name="blind", templates=["{}"], resamples=200)  # type: ignore[arg-type]
+        comparison = compare(seeing, blind)
+        assert comparison.other == "blind"
+        difference = comparison.measures[0]
+        assert difference.name == first
+        assert difference.value > 0.4
+        assert difference.chance == 0
+        back = compare(blind, seeing).measures[0]
+        assert back.value == pytest.approx(-difference.value)
+        if source is classified:
+            assert difference.low > 0
+    with pytest.raises(DataError, match="not measured on the same records"):
+        compare(seeing, evaluate(colours, plain, captioned, limit=3, resamples=100))
+
+
+@pytest.mark.parametrize(
+    ("task", "has_classes", "has_training", "expected"),
+    [
+        ("auto", True, False, ("classification",)),
+        ("auto", True, True, ("classification", "linear-probe", "few-shot")),
+        ("auto", False, False, ("retrieval",)),
+        ("retrieval", True, False, ("retrieval",)),
+        ("classification", False, False, ("classification",)),
+        ("few-shot", False, True, ("classification", "few-shot")),
+    ],
+)
+def test_tasks(task: Any, has_classes: bool, has_training: bool, expected: tuple[str, ...]) -> None:
+    assert tasks_of(task, has_classes=has_classes, has_training=has_training) == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "has_classes", "has_training", "message"),
+    [
+        ("linear-probe", True, False, "needs training pictures"),
+        ("auto", False, True, "training pictures are for"),
+        ("retrieval", True, True, "training pictures are for"),
+        ("few-shots", True, True, "must be one of few-shot, auto"),
+    ],
+)
+def test_tasks_that_cannot_be_done(task: Any, has_classes: bool, has_training: bool, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tasks_of(task, has_classes=has_classes, has_training=has_training)
+
+
+# What training watches ------------------------------------------------------------------------------------------------
+
+
+def test_the_evaluator_of_training_gives_the_same_numbers(
+    colours: Any, plain: Any, classified: Any, captioned: Any
+) -> None:
+    full = evaluate(colours, plain, classified, resamples=100)
+    numbers = evaluator(classified, plain)(colours)
+    assert list(numbers) == [f"validation/{key}" for key in ("images", "top1", "mean_per_class", "nll")]
+    assert numbers["validation/images"] == 29
+    assert full.classification is not None
+    measures = {measure.name: measure.value for measure in full.classification.measures}
+    for name in ("top1", "mean_per_class"):
+        assert numbers[f"validation/{name}"] == pytest.approx(measures[name])
+    numbers = evaluator(captioned, plain, name="val")(colours)
+    assert numbers["val/image_to_text/recall@1"] == pytest.approx(2 / 3)
+    assert {"val/text_to_image/recall@1", "val/image_to_text/recall@5", "val/images"} < set(numbers)
+
+
+def test_the_evaluator_leaves_the_model_as_it_was(colours: Any, plain: Any, classified: Any, pictures: Make) -> None:
+    before = torch.get_rng_state()
+    colours.train()
+    evaluator(classified, plain, limit=6)(colours)
+    assert colours.training
+    with pytest.raises(DataError):
+        evaluator(pictures(["torn"], class_names=NAMES), plain)(colours)
+    assert colours.training
+    colours.eval()
+    evaluator(classified, plain, limit=6)(colours)
+    assert not colours.training
+    assert torch.equal(before, torch.get_rng_state())  # or resuming would draw other numbers
+    with pytest.raises(ConfigError, match="needs training"):
+        evaluator(classified, plain, task="linear-probe")

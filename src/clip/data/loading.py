@@ -138,6 +138,7 @@ class _Plan:
         self._global_batch_size = global_batch_size
         self._steps = range(first_step, last_step)
         self._rank, self._world_size = rank, world_size
+        self.chunks_per_step = -(-global_batch_size // (world_size * _CHUNK))
 
     def __iter__(self) -> Iterator[_Chunk]:
         for step in self._steps:
@@ -169,6 +170,7 @@ class _Decoder(Dataset[_Decoded]):
     ) -> None:
         self._source = source
         self._transform = transform
+        self.size = transform.size
         self._context_length = context_length
         self._seed = seed
         self._draws_caption = draws_caption
@@ -197,8 +199,7 @@ class _Decoder(Dataset[_Decoded]):
             captions.append(sample.captions[draw if self._draws_caption else 0])
             labels.append(sample.label)
         texts = token_ids(captions, self._context_length, truncate=True, special_words=False)
-        size = self._transform.size
-        stacked = torch.stack(images) if images else torch.empty(0, 3, size, size)
+        stacked = torch.stack(images) if images else torch.empty(0, 3, self.size, self.size)
         return _Decoded(chunk, stacked, torch.from_numpy(texts).long(), keys, rows, captions, labels, failures)
 
 
@@ -210,15 +211,18 @@ def _processors() -> int:
 
 # --- Side by side -----------------------------------------------------------------------------------------------------
 
-# Measured on two cores, torch 2.13, chunks of 32: photographs of 640 × 480 to 224, two threads read 1.6 times as many as
-# two processes, drawings of 64 × 64 from PNG 1.3 times. Decoding and resizing release the interpreter lock, and what
+# Measured on two busy cores, torch 2.13: of photographs of 640 × 480, made 224, two threads read 1.6 times as many as
+# two processes, of drawings of 64 × 64 from PNG 1.3 times. Decoding and resizing release the interpreter lock, and what
 # processes send back must be copied through shared memory. Threads also start at once, on every system, and cannot
 # inherit a lock that some library held during a fork. But the rest of the work, a few tenths of a millisecond a record,
 # takes turns: beyond a few workers the lock is the limit, and processes have one each.
 _MOST_THREADS = 4
 
 _AHEAD = 8
-"""Chunks in work or waiting, for each worker: what bridges a step of the model or a slow disk."""
+"""Chunks in work or waiting, at least, for each worker: what bridges a slow disk."""
+
+_AHEAD_BYTES = 1 << 30
+"""Up to this much, the whole next batch is prepared while the model works on one."""
 
 
 def _decoded(plan: _Plan, decoder: _Decoder, workers: int) -> Generator[_Decoded]:
@@ -232,11 +236,12 @@ def _decoded(plan: _Plan, decoder: _Decoder, workers: int) -> Generator[_Decoded
 
 def _in_threads(plan: _Plan, decoder: _Decoder, workers: int) -> Generator[_Decoded]:
     chunks = iter(plan)
+    ahead = _chunks_ahead(plan, decoder, workers)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-data")
     pending: deque[Future[_Decoded]] = deque()
     try:
         while True:
-            for chunk in itertools.islice(chunks, _AHEAD * workers - len(pending)):
+            for chunk in itertools.islice(chunks, ahead - len(pending)):
                 pending.append(pool.submit(decoder.__getitem__, chunk))
             if not pending:
                 return
@@ -252,9 +257,14 @@ def _in_processes(plan: _Plan, decoder: _Decoder, workers: int) -> Generator[_De
         batch_size=None,
         collate_fn=_same,  # type: ignore[arg-type]  # without a batch size it is given single items
         num_workers=workers,
-        prefetch_factor=_AHEAD,
+        prefetch_factor=-(-_chunks_ahead(plan, decoder, workers) // workers),
     )
     yield from loader
+
+
+def _chunks_ahead(plan: _Plan, decoder: _Decoder, workers: int) -> int:
+    chunk_bytes = _CHUNK * 3 * decoder.size**2 * 4
+    return max(_AHEAD * workers, min(plan.chunks_per_step, _AHEAD_BYTES // chunk_bytes))
 
 
 def _same(decoded: _Decoded) -> _Decoded:

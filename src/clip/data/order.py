@@ -154,8 +154,7 @@ class Order:
     permuted within windows of several shards, so that a machine reads few files at a time.
 
     A mixture with weights is different: each block of positions holds an exact quota of every part, and each part walks
-    its own endless sequence, so no record of a part comes again before the others of it have come. Its epoch is as long
-    as its parts together.
+    its own endless sequence, shuffled anew each time round. Its epoch is as long as its parts together.
 
     shuffle: False walks the records in the order of the source; a mixture keeps its quotas.
     """

@@ -93,7 +93,7 @@ def _path_rows(path: Path, image: str, captions: list[str]) -> Iterator[Row]:
 
 
 class ParquetSource:
-    """Images inside the table. Only whole row groups can be read: the last ones are kept, and the order walks by them.
+    """Images inside the table. Only whole row groups can be read: the last are kept, and the order walks by them.
 
     With small row groups (Hugging Face writes 100 to 1,000 rows) few records are mixed at a time; ``packing.pack`` makes
     shards, in which any record can be read alone.

@@ -17,7 +17,7 @@ import logging
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,9 @@ def expand(address: str) -> list[str]:
     several addresses with ``::`` between them as in OpenCLIP. Raises DataError if a pattern fits nothing."""
     shards: list[str] = []
     for part in address.split("::"):
-        for one in _braces(part):
+        for number, one in enumerate(_braces(part), start=1):
+            if number > _MAX_SHARDS:
+                raise DataError(f"{part}: means more than {_MAX_SHARDS} shards; check the ranges")
             if is_url(one) or not re.search(r"[*?[]", one):
                 shards.append(one)
                 continue
@@ -84,36 +86,49 @@ def expand(address: str) -> list[str]:
     return shards
 
 
-def _braces(text: str) -> Iterator[str]:
-    texts = [text]
-    while any("{" in each for each in texts):
-        grown = [each for text in texts for each in itertools.islice(_first_brace(text), _MAX_SHARDS + 1)]
-        if len(grown) > _MAX_SHARDS:
-            raise DataError(f"{text}: means more than {_MAX_SHARDS} shards; check the range")
-        if grown == texts:  # braces that are part of a name
-            break
-        texts = grown
-    yield from texts
-
-
 _RANGE = re.compile(r"(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})")
 
 
-def _first_brace(text: str) -> Iterator[str]:
-    """``text`` for each of the choices of its first brace that has choices."""
-    for match in re.finditer(r"\{([^{}]*)\}", text):
-        before, inside, after = text[: match.start()], match[1], text[match.end() :]
-        if numbers := _RANGE.fullmatch(inside):
-            first, last = int(numbers[1]), int(numbers[2])
-            is_padded = any(len(digits.lstrip("-")) > 1 and digits.lstrip("-")[0] == "0" for digits in numbers.groups())
-            width = max(map(len, numbers.groups())) if is_padded else 0
-            step = 1 if last >= first else -1
-            yield from (f"{before}{number:0{width}d}{after}" for number in range(first, last + step, step))
+def _braces(text: str) -> Iterator[str]:
+    """``text`` for each combination of the choices in its braces, which may be nested, in the order of a shell."""
+    start = text.find("{")
+    while start >= 0:
+        inside, stop = _inside(text, start)
+        choices = _choices(inside)
+        if choices is not None:
+            for choice in choices:
+                yield from _braces(text[:start] + choice + text[stop:])
             return
-        if "," in inside:
-            yield from (before + choice + after for choice in inside.split(","))
-            return
+        start = text.find("{", start + 1)  # these braces are part of the name
     yield text
+
+
+def _inside(text: str, start: int) -> tuple[str, int]:
+    """What stands between the brace at ``start`` and its partner, and where that ends; nothing if it has none."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] == "{") - (text[i] == "}")
+        if depth == 0:
+            return text[start + 1 : i], i + 1
+    return "", start
+
+
+def _choices(inside: str) -> Iterable[str] | None:
+    """The numbers of a range, or what stands between commas; None if it is neither."""
+    if numbers := _RANGE.fullmatch(inside):
+        first, last = int(numbers[1]), int(numbers[2])
+        is_padded = any(re.match("-?0[0-9]", digits) for digits in numbers.groups())
+        width = max(map(len, numbers.groups())) if is_padded else 0
+        step = 1 if last >= first else -1
+        return (f"{number:0{width}d}" for number in range(first, last + step, step))
+    choices, depth = [""], 0
+    for character in inside:
+        depth += (character == "{") - (character == "}")
+        if character == "," and depth == 0:
+            choices.append("")
+        else:
+            choices[-1] += character
+    return choices if len(choices) > 1 else None
 
 
 # --- Opening ----------------------------------------------------------------------------------------------------------
@@ -188,7 +203,7 @@ class _Folder:
         if not is_url(self._address):
             if names := sorted(path.name for path in Path(self._address).glob("*.tar")):
                 return [str(Path(self._address) / name) for name in names]
-            packed = sorted(path.name for path in Path(self._address).glob("*.tar.*"))
+            packed = sorted(path.name for path in Path(self._address).glob("*.t*") if is_compressed(path.name))
             hint = f"; there is {packed[0]}: decompress it" if packed else "; check the address"
             raise DataError(f"{self._address}: has no shards (*.tar){hint}")
         if names := sorted(self._listed()):
@@ -215,6 +230,10 @@ class _Folder:
         if not is_sound:
             raise DataError(f"{self._address}/sizes.json: maps not all names to numbers of records; remove it")
         return {name: size for name, size in sizes.items() if "/" not in name}
+
+
+def is_compressed(name: str) -> bool:
+    return re.search(r"\.(tgz|tar\.\w+)$", name) is not None
 
 
 def _file_name(address: str) -> str:
@@ -253,7 +272,7 @@ class ShardSource:
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
         for shard in shards:
-            if re.search(r"\.(tgz|tar\.\w+)$", urlsplit(shard).path if is_url(shard) else shard):
+            if is_compressed(urlsplit(shard).path if is_url(shard) else shard):
                 raise DataError(f"{shard}: records in a compressed archive cannot be found; decompress it to .tar")
             if not is_url(shard) and not Path(shard).is_file():
                 raise DataError(f"{shard}: no such file; check the address")

@@ -274,17 +274,41 @@ def _layout(name: str, first: str, kind: str, image_column: str | None, caption_
 
 
 def _records(name: str, lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Line and cells of each record. Raises DataError for a quote without an end, which would swallow what follows."""
-    reader = csv.reader(lines, delimiter=delimiter, strict=False)
-    line = 1
+    """Line and cells of each record. Raises DataError for a quote without an end, which swallows what follows it."""
+    number = 1
+    parts: list[str] = []  # the lines of the record at hand
+
+    def noted() -> Iterator[str]:
+        for line in lines:
+            parts.append(line)
+            yield line
+            if len(parts) >= _MAX_RECORD_LINES:
+                raise DataError(_open_quote(name, number))
+
     try:
-        for cells in reader:
-            if reader.line_num - line >= _MAX_RECORD_LINES:
-                raise DataError(f"{name}: the quote opened in line {line} is not closed; double quotes inside a text")
-            yield line, cells
-            line = reader.line_num + 1
+        for cells in csv.reader(noted(), delimiter=delimiter):
+            if not _is_closed(parts, delimiter):
+                raise DataError(_open_quote(name, number))
+            yield number, cells
+            number += len(parts)
+            parts.clear()
     except csv.Error as error:
-        raise DataError(f"{name}: the record that begins in line {line} cannot be read: {error}") from error
+        raise DataError(f"{name}: the record that begins in line {number} cannot be read: {error}") from error
+
+
+def _open_quote(name: str, number: int) -> str:
+    return f"{name}: the quote opened in line {number} is not closed; double the quotes inside a text"
+
+
+def _is_closed(parts: list[str], delimiter: str) -> bool:
+    """False for the last record of a file if its quote is still open, which the reader passes over in silence."""
+    if sum(part.count('"') for part in parts) % 2 == 0:
+        return True
+    try:
+        list(csv.reader(parts, delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        return "unexpected end of data" not in str(error)
+    return True
 
 
 # --- JSON lines -------------------------------------------------------------------------------------------------------

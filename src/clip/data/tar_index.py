@@ -88,7 +88,7 @@ class ShardIndex:
     def load(cls, path: Path, stamp: tuple[int, int]) -> ShardIndex | None:
         """What ``save`` wrote, or None if it is not there, damaged, or of another state of the shard."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 if arrays["stamp"].tolist() != [_VERSION, *stamp]:
                     return None
                 keys = Strings.of_arrays(arrays["keys"], arrays["key_ends"])

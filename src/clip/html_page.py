@@ -73,7 +73,7 @@ a { color: var(--accent); }
 figure { margin: 0; }
 figcaption { font-size: 0.8rem; line-height: 1.35; color: var(--faint); margin-top: 0.25rem; }
 figure img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--soft);
-  border-radius: 0.4rem; }
+  border: 1px solid var(--line); border-radius: 0.4rem; }
 .bar { display: block; min-width: 8rem; height: 0.7rem; margin-top: 0.4rem; background: var(--soft);
   border-radius: 0.2rem; overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--accent); }

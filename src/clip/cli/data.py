@@ -21,6 +21,8 @@ __all__ = ["command"]
 
 DONE, FAILED, NEGATIVE = 0, 1, 3
 
+_TABLES = ("csv", "tsv", "jsonl", "parquet")
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -90,7 +92,10 @@ clip data check 'shards/{00000..00099}.tar' --check --limit 0.02
 @click.argument("address")
 @_source_options
 @click.option(
-    "--against", multiple=True, metavar="ADDRESS", help="An evaluation set that must not be in the data; repeatable."
+    "--against",
+    multiple=True,
+    metavar="ADDRESS",
+    help="An evaluation set that must not be in the data; its columns are named alike. May be given several times.",
 )
 @click.option(
     "--context-length",
@@ -141,11 +146,15 @@ def check(
         raise click.UsageError(f"{html}: the folder {Path(html).parent} does not exist; create it")
     from clip.data.doctor import examine
     from clip.data.doctor_page import report_lines, report_page
-    from clip.data.sources import open_source
+    from clip.data.sources import detect_kind
     from clip.html_page import write_atomically
 
     source = _open(address, **how)
-    others = [open_source(other) for other in against]
+    columns = {name: how[name] for name in ("image_column", "caption_column")}
+    others = [
+        _open(other, data_kind=None, templates=(), **(columns if detect_kind(other) in _TABLES else {}))
+        for other in against
+    ]
     total = len(source) + sum(len(other) for other in others)
     with progress(session, "Examining", lambda: total) as bar:
         report = examine(

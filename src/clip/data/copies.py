@@ -85,8 +85,8 @@ def repeated_captions(own: Kept) -> Finding:
         about="captions that other records have too",
         count=int(counts[repeated].sum()),
         of=len(digests),
-        remedy="in one batch they count as wrong answers to each other; make them more specific, or have training "
-        "mask equal captions",
+        remedy="in one batch they count as wrong answers to each other; make them more specific, or train with "
+        "--mask-equal",
         examples=tuple(examples),
     )
 

@@ -46,7 +46,7 @@ def report_lines(report: Report) -> list[str]:
     if not found:
         lines.append(f"nothing found by {len(report.findings)} checks")
     for finding in sorted(found, key=lambda finding: -finding.share):
-        lines.append(f"{_percent(finding.count, finding.of):>7}  {finding.count:,} {finding.about}")
+        lines.append(f"{_percent(finding.count, finding.of):>7}  {finding.about}: {finding.count:,} of {finding.of:,}")
         example = finding.examples[0]
         keys = ", ".join(place.key for place in example.places if place.key)
         lines.append(f"         e.g. {keys + ': ' if keys else ''}{_cut(example.text, 100)}")
@@ -138,7 +138,8 @@ _TEMPLATE = """
   border-radius: 0.4rem; font-size: 0.8rem; }
 .groups { display: flex; flex-wrap: wrap; gap: 0.4rem 2rem; }
 .few { display: flex; flex-wrap: wrap; gap: 0.8rem; }
-.few figure { width: 7rem; }
+.few figure { width: 8rem; }
+figcaption b { font-size: 0.75rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 0 2.5rem; }
 .cards table { width: 100%; }
 </style>
@@ -162,9 +163,8 @@ captions are expected.
 {% if clean %}<p class="muted">Looked for and not found:
 {% for finding in clean %}{{ finding.about }}{{ "; " if not loop.last else "." }}{% endfor %}</p>{% endif %}
 {% for finding, examples in findings %}
-<h2 id="{{ finding.name }}">{{ finding.count|thousands }} {{ finding.about }}</h2>
-<p class="muted">of {{ finding.of|thousands }}{% if finding.count > examples|length %}; these are
-{{ examples|length }} of them{% endif %}</p>
+<h2 id="{{ finding.name }}">{{ finding.about[0]|upper }}{{ finding.about[1:] }}</h2>
+<p class="muted">{{ finding.count|thousands }} of {{ finding.of|thousands }}; {{ finding.remedy }}</p>
 {% if examples and examples[0].pictures|length == 1 %}
 <div class="grid">{% for example in examples %}
 {{ shown({"key": example.pictures[0].key, "uri": example.pictures[0].uri, "caption": example.text}) }}

@@ -25,7 +25,7 @@ def test_a_report_as_lines(clip_run: Run, table: Path) -> None:
     outcome = clip_run("data", "check", table)
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.lines[0] == f"{table}: 4 records, 4 usable pairs, 4 captions"
-    assert "25.0 %  1 captions that are an address or a file name" in outcome.out
+    assert "25.0 %  captions that are an address or a file name, or have no letters: 1 of 4" in outcome.out
     assert "e.g. pairs.csv:5: d.gif" in outcome.out
 
 
@@ -45,7 +45,7 @@ def test_a_report_as_json_and_as_a_page(clip_run: Run, table: Path, tmp_path: Pa
 
 def test_an_evaluation_set_is_compared(clip_run: Run, table: Path) -> None:
     outcome = clip_run("data", "check", table, "--against", table, "--quiet")
-    assert "100.0 %  4 pictures of the evaluation set that are, or nearly are, in this data" in outcome.out
+    assert "100.0 %  pictures of the evaluation set that are, or nearly are, in this data: 4 of 4" in outcome.out
 
 
 @pytest.mark.parametrize(("limit", "status"), [("0.2", 3), ("0.25", 0)])

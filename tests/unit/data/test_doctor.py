@@ -302,7 +302,7 @@ def test_lines_say_what_was_found_with_an_example_and_a_remedy() -> None:
     lines = report_lines(examine(source))
     assert lines[0] == "listed: 3 records, 1 usable pairs, 3 captions"
     at = next(i for i, line in enumerate(lines) if "captions without a word" in line)
-    assert lines[at].strip() == "66.7 %  2 captions without a word"
+    assert lines[at].strip() == "66.7 %  captions without a word: 2 of 3"
     assert lines[at + 1].strip() == "e.g. 1: ''"
     assert lines[at + 2].strip().startswith("→ remove them")
     assert not any(math.isnan(finding.share) for finding in examine(source).findings)

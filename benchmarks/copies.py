@@ -1,0 +1,94 @@
+"""How well near copies of pictures are found: the share of altered pictures that match their originals, and how many
+pairs of a folder's own pictures match.
+
+    python benchmarks/copies.py PICTURES... [--every N]
+
+PICTURES: files, or folders that are searched for .png, .jpg and .webp. --every N: alter only each Nth picture.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from clip.data.likeness import Signature, components, signature, similar_pairs
+from clip.images import read_image
+
+
+def _encoded(image: Image.Image, image_format: str = "PNG", **options: int) -> bytes:
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+def _resized(image: Image.Image, scale: float) -> Image.Image:
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+
+
+def _cropped(image: Image.Image, share: float) -> Image.Image:
+    x, y = image.width * share / 2, image.height * share / 2
+    return image.crop((round(x), round(y), round(image.width - x), round(image.height - y)))
+
+
+ALTERED: dict[str, Callable[[Image.Image], bytes]] = {
+    "JPEG, quality 75": lambda image: _encoded(image, "JPEG", quality=75),
+    "JPEG, quality 40": lambda image: _encoded(image, "JPEG", quality=40),
+    "half the size": lambda image: _encoded(_resized(image, 0.5)),
+    "twice the size": lambda image: _encoded(_resized(image, 2)),
+    "32 colours": lambda image: _encoded(image.quantize(32)),
+    "10 % darker": lambda image: _encoded(ImageEnhance.Brightness(image).enhance(0.9)),
+    "2 % cropped": lambda image: _encoded(_cropped(image, 0.02)),
+    "10 % cropped": lambda image: _encoded(_cropped(image, 0.1)),
+    "mirrored": lambda image: _encoded(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+}
+
+
+def _matches(one: Signature, other: Signature) -> bool:
+    labels = np.arange(2)
+    components(labels, *_arrays([one, other]))
+    return bool(labels[0] == labels[1])
+
+
+def _arrays(signatures: list[Signature]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([s.gradients for s in signatures], np.uint64), np.array([s.colours for s in signatures])
+
+
+def main(arguments: list[str]) -> None:
+    every = 1
+    if "--every" in arguments:
+        at = arguments.index("--every")
+        every = int(arguments[at + 1])
+        del arguments[at : at + 2]
+    files = [
+        file
+        for path in map(Path, arguments)
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.suffix in (".png", ".jpg", ".webp")
+    ]
+    found = {file: signature(file.read_bytes()) for file in files}
+    files = [file for file in files if not found[file].is_blank]
+    pairs: set[tuple[int, int]] = set()
+    for left, right in similar_pairs(
+        *_arrays([found[file] for file in files]), wanted=lambda left, right: np.ones(len(left), bool)
+    ):
+        pairs |= {(min(pair), max(pair)) for pair in zip(left.tolist(), right.tolist(), strict=True)}
+    total = len(files) * (len(files) - 1) // 2
+    print(f"{len(files):,} pictures; of {total:,} pairs of them {len(pairs):,} match")
+    for one, other in sorted(pairs)[:5]:
+        print(f"    {files[one].name} and {files[other].name}")
+    altered = files[::every]
+    images = [read_image(file) for file in altered]
+    for name, alter in ALTERED.items():
+        share = np.mean(
+            [_matches(found[file], signature(alter(image))) for file, image in zip(altered, images, strict=True)]
+        )
+        print(f"{name:<20} {100 * share:5.1f} % found")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

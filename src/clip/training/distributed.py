@@ -45,6 +45,10 @@ _PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for the others, of which the first may be writing a checkpoint or validating."""
 
 
+_SHUTDOWN_SECONDS = 600
+"""How long processes may take to finish their step and save, once told to stop; torch before 2.10 gives them 30."""
+
+
 class FailedElsewhereError(ClipError):
     """Another process has failed, and says why."""
 
@@ -144,7 +148,8 @@ def launch(arguments: Sequence[str], count: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    options = inspect.signature(LaunchConfig).parameters
+    logging.disable()  # in this process only; the others speak for themselves
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
         min_nodes=1,
@@ -155,7 +160,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
-        signals_to_handle="SIGTERM,SIGINT",
+        **({"shutdown_timeout": _SHUTDOWN_SECONDS} if "shutdown_timeout" in options else {}),
     )
     try:
         elastic_launch(config, sys.executable)(*arguments)

@@ -546,8 +546,17 @@ class _Stop(contextlib.AbstractContextManager["_Stop"]):
     """Notes SIGINT and SIGTERM, so that the step under way can be finished and saved; a second one ends at once."""
 
     def __init__(self) -> None:
-        self.signal = 0
+        self._noted = 0
         self._before: dict[int, Any] = {}
+        # Torch's launchers cannot tell their processes when they are killed themselves, and those would go on alone.
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+    @property
+    def signal(self) -> int:
+        """The number of the signal, or 0."""
+        if self._launcher is not None and os.getppid() != self._launcher:
+            return signal.SIGTERM
+        return self._noted
 
     def __enter__(self) -> _Stop:
         with contextlib.suppress(ValueError):  # in a thread of a larger program, which sees to its signals itself
@@ -556,7 +565,7 @@ class _Stop(contextlib.AbstractContextManager["_Stop"]):
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        self._noted = number
         self._restore()
 
     def _restore(self) -> None:

@@ -42,6 +42,7 @@ def backward(
 
     encode: a module, or a function of one, which is then ``model``. What it draws at random (dropout, patch dropout) is
     drawn again alike, and the generators are left as one forward pass leaves them.
+    images, texts: of this process; they may stay in main memory if ``encode`` takes its rows to the device.
     micro_batch_size: rows that run through the towers at once. A batch that is no larger takes the direct way.
     model: has every module that ``encode`` uses. Its BatchNorms, if they are in training mode, take their statistics
     from each micro-batch by itself, so the gradients are those of ``loss`` of the micro-batches' embeddings side by
@@ -56,9 +57,12 @@ def backward(
         raise ShapeError(f"{len(images)} images and {len(texts)} texts; a batch has one text for each image")
     if micro_batch_size < 1:
         raise ConfigError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
-    if model is None and not isinstance(encode, nn.Module):
-        raise ConfigError("encode is no module, so its BatchNorms are not known; pass model= as well")
-    batch_norms = [m for m in (model or encode).modules() if isinstance(m, _NormBase) and m.training]  # type: ignore[union-attr]
+    if model is None:
+        if not isinstance(encode, nn.Module):
+            raise ConfigError("encode is no module, so its BatchNorms are not known; pass model= as well")
+        model = encode
+    batch_norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
+    device = next((parameter.device for parameter in model.parameters()), images.device)
     count = max(1, at_least, -(-len(images) // micro_batch_size))
     parts = [slice(start * micro_batch_size, (start + 1) * micro_batch_size) for start in range(count)]
 
@@ -76,7 +80,7 @@ def backward(
     states, cached = [], []
     with torch.no_grad(), _kept_statistics(batch_norms):
         for part in parts:
-            states.append(_random_state(images.device))
+            states.append(_random_state(device))
             cached.append(run(part))
     # Before torch 2.10 the cache would hand weights that were cast without a graph to the passes that need one
     # (https://github.com/pytorch/pytorch/issues/112583).
@@ -87,9 +91,9 @@ def backward(
         value = loss(*embeddings)
         value.backward()  # type: ignore[no-untyped-call]
     gradients = [x.grad for x in embeddings]
-    with _forked_random_state(images.device):
+    with _forked_random_state(device):
         for part, state in zip(parts, states, strict=True):
-            _set_random_state(images.device, state)
+            _set_random_state(device, state)
             with synchronize(part is parts[-1]):
                 sides = [
                     (output, gradient[part])

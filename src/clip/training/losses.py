@@ -52,14 +52,14 @@ def clip_loss(
     image_embeddings, text_embeddings: (B, E), unit norm; row i of one belongs to row i of the other.
     logit_scale: scalar, already exponentiated.
     equal: (B,) int64, equal numbers for pairs that are not each other's negatives; compared over all ranks.
-    tile_size: logits that exist at once are its square, a few times over.
+    tile_size: logits that exist at once are its square, a few times over. A GPU wants more of them than a CPU.
     group: the processes that share the batch; None is this process alone.
     gradient_dtype: of the two matrix products that make the gradients. With bfloat16 these have the precision of a
     tower under autocast. Autocast itself has no influence, and logits are computed in float32 in any case: near 100
-    those of bfloat16 have steps of 1/2.
+    those of bfloat16 have steps of 1/2. ``torch.set_float32_matmul_precision`` governs them as any other product.
     Raises ShapeError if shapes do not fit each other or no rank has a row.
     """
-    pairs = _pairs(image_embeddings, text_embeddings, equal, tile_size, group, gradient_dtype)
+    pairs = _gathered_pairs(image_embeddings, text_embeddings, equal, tile_size, group, gradient_dtype)
     logit_scale = _scalar("logit_scale", logit_scale)
     inputs = image_embeddings, text_embeddings, logit_scale
     needs = _needs_gradients(inputs, group)
@@ -85,7 +85,7 @@ def sigmoid_loss(
     logit_bias: scalar, added to the scaled cosines; it begins near minus the logarithm of the batch size, so that the
     many negatives are not all wrong at first (-10 suits batches of 32,768). The other arguments are ``clip_loss``'s.
     """
-    pairs = _pairs(image_embeddings, text_embeddings, equal, tile_size, group, gradient_dtype)
+    pairs = _gathered_pairs(image_embeddings, text_embeddings, equal, tile_size, group, gradient_dtype)
     logit_scale, logit_bias = _scalar("logit_scale", logit_scale), _scalar("logit_bias", logit_bias)
     inputs = image_embeddings, text_embeddings, logit_scale, logit_bias
     needs = _needs_gradients(inputs, group)
@@ -97,10 +97,10 @@ def sigmoid_loss(
 def distillation_loss(student: Tensor, teacher: Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
     """1 - cosine of a student's and its teacher's embeddings, the mean over the batch: in [0, 2], 0 where they agree.
 
-    student, teacher: (B, E), unit norm, of images or of texts; no gradient reaches the teacher. Half the squared
-    distance of unit vectors, the simplest of the distillation losses that Yang et al. 2024 ("CLIP-KD", section 3.2)
-    compare and by itself the strongest. A teacher of another width needs a projection of the student's embeddings,
-    trained along and thrown away, with its output at unit norm.
+    student, teacher: (B, E), unit norm, of images or of texts; no gradient reaches the teacher. On unit vectors it is
+    half the squared distance: the "feature distillation" of Yang et al. 2024 ("CLIP-KD"), who compare it with matching
+    similarities, gradients and masked features and find it surprisingly strong. A teacher of another width needs a
+    projection of the student's embeddings to that width, trained along and thrown away afterwards.
     Over a group the mean is that of all ranks' rows, and gradients are parts of a sum as in ``clip_loss``.
     """
     if student.ndim != 2 or student.shape != teacher.shape:
@@ -303,7 +303,7 @@ def _with_gradients(value: Tensor, gradients: tuple[Tensor | None, ...], inputs:
 # Arguments ------------------------------------------------------------------------------------------------------------
 
 
-def _pairs(
+def _gathered_pairs(
     image_embeddings: Tensor,
     text_embeddings: Tensor,
     equal: Tensor | None,

@@ -125,6 +125,14 @@ def test_ids_that_are_all_different_change_nothing() -> None:
     )
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_show(bad: float) -> None:
+    images, texts = batch(20)
+    images[13, 2] = bad
+    assert clip_loss(images, texts, torch.tensor(20.0), tile_size=6).isnan()
+    assert not sigmoid_loss(images, texts, torch.tensor(20.0), torch.tensor(-5.0), tile_size=6).isfinite()
+
+
 class Watch(TorchDispatchMode):
     """Remembers the most numbers that any operation gave, and counts matrix products."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 
 from clip.cli import options
 from clip.cli.console import Session, json_line, printable, progress, rounded, say
+from clip.errors import ClipError
 
 if TYPE_CHECKING:
     from clip.data.records import Source
@@ -47,9 +49,10 @@ clip evaluate pocket --data fashion/test --train fashion/train --html fashion.ht
 )
 @click.option("--class-names", metavar="FILE", help="Names of the classes, one a line, or a JSON list with synonyms.")
 @click.option("--template", multiple=True, metavar="TEXT", help="A prompt with {} for the name; may be repeated.")
-@click.option("--templates", "templates_file", metavar="FILE", help="Prompts, one a line, or a JSON list.")
-@click.option("--image-column", metavar="NAME", help="Column of a table that holds the pictures.")
-@click.option("--caption-column", metavar="NAME", help="Column of a table that holds captions or names.")
+@click.option("--templates-file", metavar="FILE", help="Prompts, one a line, or a JSON list.")
+@click.option("--data-kind", metavar="KIND", help="How to read ADDRESS, where looking at it does not tell.")
+@click.option("--image-column", metavar="NAME", help="Column of a table with the pictures.")
+@click.option("--caption-column", metavar="NAME", help="Column of a table with the captions or class names.")
 @click.option("--truncate", is_flag=True, help="Cut captions that are too long, instead of leaving them out.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take N test pictures, evenly spaced.")
 @click.option("--against", metavar="MODEL", help="Another model: also show the difference, picture by picture.")
@@ -79,6 +82,7 @@ def command(
     class_names: str | None,
     template: tuple[str, ...],
     templates_file: str | None,
+    data_kind: str | None,
     image_column: str | None,
     caption_column: str | None,
     truncate: bool,
@@ -113,8 +117,9 @@ def command(
     names = prompts.read_names(class_names) if class_names is not None else []
     templates = [*template, *(prompts.read_templates(templates_file) if templates_file is not None else ())]
     prompts.checked_templates(templates or prompts.DEFAULT_TEMPLATES)  # before the seconds that a model takes
-    source = None if data is None else _open(data, split, image_column, caption_column)
-    training = None if train is None else _open(train, train_split, image_column, caption_column)
+    how = {"kind": data_kind, "image_column": image_column, "caption_column": caption_column}
+    source = None if data is None else _open(data, split=split, **how)
+    training = None if train is None else _open(train, split=train_split, **how)
     if source is not None:
         has_classes = bool(source.class_names or names)
         tasks_of(task, has_classes=has_classes, has_training=training is not None)  # type: ignore[arg-type]
@@ -155,25 +160,32 @@ def command(
         with progress(session, "Probing", lambda: None) as bar:
             found = generated.run(network, preprocess, seed=seed, batch_size=batch_size, progress=bar.advance)
         result = dataclasses.replace(result, probe=found)
+    if as_json:
+        print(json_line(_rounded(result.to_dict())), flush=True)
+    else:
+        _print(result)
     if html is not None:
         from clip.evaluation import report
 
         report.write(result, html, source=source)
-        say(f"{html}: written")
-    if as_json:
-        print(json_line(_rounded(result.to_dict())))
-    else:
-        _print(result)
+        if not session.quiet:
+            say(f"{html}: written")
     if result.failures:
         say(f"error: {len(result.failures)} records could not be used, and are in none of the numbers")
         return FAILED
     return DONE
 
 
-def _open(address: str, split: str | None, image_column: str | None, caption_column: str | None) -> Source:
+def _open(address: str, **how: str | None) -> Source:
+    """The source, with errors in the words of the command line."""
     from clip.data.sources import open_source
 
-    return open_source(address, split=split, image_column=image_column, caption_column=caption_column)
+    try:
+        return open_source(address, **how)  # type: ignore[arg-type]  # a wrong kind is told there
+    except ClipError as error:
+        message = re.sub(r"\bpass kind=", "pass --data-kind", str(error))
+        message = re.sub(r"\bpass (image|caption)_column=", r"pass --\1-column", message)
+        raise type(error)(message) from error
 
 
 def _rounded(value: Any) -> Any:
@@ -192,7 +204,8 @@ def _rounded(value: Any) -> Any:
 Row = tuple[str, "Measure"]
 
 _WORST = 5
-_PIPE_WIDTH = 120
+_TITLE_WIDTH = 38
+_PIPE_WIDTH = 100
 
 
 def _print(result: Evaluation) -> None:
@@ -208,21 +221,24 @@ def _print(result: Evaluation) -> None:
         markup=False,
         emoji=False,
     )
-    console.print(Text(_headline(result), style="bold"))
-    for title, rows, notes in _sections(result):
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        table.add_column(Text(title, style="bold"), no_wrap=True, overflow="ellipsis", min_width=30)
-        for heading in ("value", "95 % interval", "chance"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("of", no_wrap=True)
-        for name, measure in rows:
-            chance = "" if measure.chance is None else _number(measure.chance, measure)
-            cells = (name, _number(measure.value, measure), _interval(measure), chance, f"{measure.n} {measure.of}")
-            table.add_row(*(Text(printable(cell)) for cell in cells))
-        console.print()
-        console.print(table)
-        for note in notes:
-            console.print(Text(printable(note), style="dim"))
+    with console.capture() as captured:
+        console.print(Text(_headline(result), style="bold"), soft_wrap=not sys.stdout.isatty())
+        for title, rows, notes in _sections(result):
+            table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+            table.add_column(Text(title, style="bold"), no_wrap=True, overflow="ellipsis", width=_TITLE_WIDTH)
+            for heading in ("value", "95 % interval", "chance"):
+                table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column("of", no_wrap=True)
+            for name, measure in rows:
+                chance = "" if measure.chance is None else _number(measure.chance, measure)
+                cells = (name, _number(measure.value, measure), _interval(measure), chance, f"{measure.n} {measure.of}")
+                table.add_row(*(Text(printable(cell)) for cell in cells))
+            console.print()
+            console.print(table)
+            for note in notes:
+                console.print(Text(printable(note), style="dim"), soft_wrap=not sys.stdout.isatty())
+    for line in captured.get().splitlines():
+        print(line.rstrip())  # a table fills its last column with spaces
 
 
 def _headline(result: Evaluation) -> str:

@@ -120,7 +120,7 @@ def test_prompts_that_do_not_fit_and_templates_without_a_place_are_refused(colou
         class_names=(),
         failures=(),
     )
-    with pytest.raises(ConfigError, match="has no {}"):
+    with pytest.raises(ConfigError, match="'a photo' has no"):
         evaluate_zero_shot(
             colours, data, Classes(synonyms=(("red",), ("green",)), labels=torch.tensor([0])), ["a photo"]
         )

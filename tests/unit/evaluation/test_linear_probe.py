@@ -82,22 +82,23 @@ def test_the_sweep_narrows_to_an_eighth_of_a_decade_around_the_peak(monkeypatch:
     monkeypatch.setattr(linear_probe, "fit", known)
     features = torch.arange(2000.0)[:, None]  # the first class from ``right`` on
     is_validation = torch.arange(2000) < 1000
-    points = sweep(features, torch.ones(2000, dtype=torch.int64), 2, is_validation)
+    l2, points = sweep(features, torch.ones(2000, dtype=torch.int64), 2, is_validation)
     assert asked[:7] == [6, 4, 2, 0, -2, -4, -6]
-    best = max(points, key=lambda point: point.accuracy)
-    assert np.log10(best.l2) == pytest.approx(2.375)
+    assert np.log10(l2) == pytest.approx(2.375)
+    assert max(points, key=lambda point: point.accuracy).l2 == l2
     exponents = [np.log10(point.l2) for point in points]
     assert exponents == sorted(exponents)
     assert {2.25, 2.375, 2.5} <= {round(float(exponent), 3) for exponent in exponents}
     assert len(asked) == len(set(asked)) <= 15
 
 
-def test_a_peak_at_the_end_of_the_range_stays_inside() -> None:
+def test_among_equals_the_smaller_loss_decides_and_the_range_has_an_end() -> None:
     features, labels = blobs(60, 3, noise=0.0, seed=1)
-    points = sweep(features, labels, 3, split(labels, 0.2))
-    assert min(point.l2 for point in points) >= 1e-6
-    assert max(point.l2 for point in points) <= 1e6
-    assert max(points, key=lambda point: (point.accuracy, point.l2)).l2 >= 1  # of equals the simplest
+    l2, points = sweep(features, labels, 3, split(labels, 0.2))
+    assert {point.accuracy for point in points} == {1.0}
+    assert min(point.l2 for point in points) == 1e-6
+    assert max(point.l2 for point in points) == 1e6
+    assert l2 < 1e-4  # nothing is gained by a penalty here
 
 
 def test_the_validation_split_has_its_share_of_each_class() -> None:

@@ -112,14 +112,14 @@ def detect_kind(address: str, *, split: str | None = None) -> Kind:
         raise DataError(f"{address}: no such file or folder; check the address")
     if path.is_file():
         raise DataError(f"{address}: its kind cannot be told from {path.suffix!r}; pass kind=, one of {get_args(Kind)}")
+    if any("-idx3-" in entry.name for entry in path.iterdir()):
+        return "idx"
     root = path / split if split else path
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; check the split")
-    names = sorted(entry.name for entry in root.iterdir())
+    names = [entry.name for entry in root.iterdir()]
     if any(name.endswith(".tar") or name == "nshards.txt" for name in names):
         return "webdataset"
-    if any("-idx3-" in entry.name for entry in path.iterdir()):
-        return "idx"
     if any(name.endswith(".parquet") for name in names):
         return "parquet"
     return _kind_of_folder(root)

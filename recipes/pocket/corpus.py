@@ -4,7 +4,9 @@ Run after ``fetch.sh`` and ``build_starter.py``; needs resvg-py 0.5.0. Writes WO
 with premultiplied alpha, and WORK/records.jsonl with style, split, label, keywords and licence of each row.
 
 What may train is decided here. No picture of a held-out style, and none whose texts name a held-out concept: by the
-word itself, by its code point, or by one of NEAR_NAMES, under which other sets file the same drawing.
+word itself, by its code point, or by one of NEAR_NAMES, under which other sets file the same drawing. A further
+VALIDATION_CONCEPTS concepts of the starter set are kept from training by their word: on things never seen, too, every
+choice of the recipe is made without a look at the test.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from pathlib import Path
 import numpy as np
 import resvg_py
 from PIL import Image
+from wordnet import Nouns, english_words
 
 SIDE = 64
 PER_NAME = 12  # of icons: common names come in a hundred sets
+VALIDATION_CONCEPTS = 48
 
 # Emoji sets by prefix; Noto's two (noto, noto-v1) are the held-out style. Of twemoji, openmoji and fluent-emoji-flat
 # the starter set has a part: here are their faces, people and rarer signs.
@@ -32,6 +36,7 @@ EMOJI_SETS = (
     *("emojione", "emojione-v1", "emojione-monotone", "fxemoji", "streamline-emojis"),
 )
 STARTER_STYLES = {"twemoji": "twemoji", "openmoji": "openmoji", "fluent-emoji-flat": "fluent_flat"}
+EMOJI_OF_ANOTHER_RENDERING = {"fluent-emoji"}  # with gradients: slow to render, and else the flat ones once more
 SKIPPED_CATEGORIES = {"Emoji", "Logos", "Flags / Maps", "Programming"}
 
 NEAR_NAMES = (
@@ -42,17 +47,16 @@ NEAR_NAMES = (
     "winner"
 )
 
-# First senses in these of WordNet's lexicographer files can be drawn: animal, artifact, body, food, object, person,
-# phenomenon, plant, substance.
-DRAWABLE = {"05", "06", "08", "13", "17", "18", "19", "20", "27"}
 STYLE_SUFFIX = re.compile(
     r"-(outlined?|fill(ed)?|solid|line|linear|bold|thin|light|duotone|regular|sharp|round(ed)?|two-?tone|broken|bulk|alt"
     r"|color|mono|duo|stroke|remix|loop|flat|freehand|one|two|\d+|\d+px|[a-z])$"
 )
+STYLE_PREFIX = re.compile(r"^(baseline|outlined?|round(ed)?|sharp|two-?tone|filled|basic|a|i)-(?=[a-z])")
 INTERFACE = re.compile(
     r"\b(off|add|minus|plus|check|remove|slash|circle|square|edit|settings?|search|lock|up|down|left|right|arrows?|x|alt"
     r"|edit|share|sync|cancel|block|alert|info|question|pause|play|stop|open|cog|export|import|delete|variant|rectangle"
-    r"|skin|tone|flag|letter|number|logo|button|brand|app|apps|top|bottom|end|start|on|in|out|of|and|with)\b"
+    r"|skin|tone|flag|letter|number|logo|button|brand|app|apps|top|bottom|end|start|on|in|out|of|and|with|no"
+    r"|small|more|simple|empty|active|forward|back|filter|auto|user|agent|account|file|data)\b"
 )
 # Skin tones, clock faces, flags and characters: many, alike, and little to learn from.
 VARIANTS = re.compile(
@@ -68,17 +72,14 @@ def held_out_pattern(held: Iterable[str]) -> re.Pattern[str]:
     return re.compile(rf"(?<![a-z])({spelt})(s|es)?(?![a-z])", re.IGNORECASE)
 
 
-def drawable_nouns(wordnet: Path) -> set[str]:
-    """Lemmas whose first, most frequent sense is a thing."""
-    files = {line[:8]: line[9:11] for line in (wordnet / "data.noun").read_text().splitlines() if line[0] != " "}
-    nouns = set()
-    for line in (wordnet / "index.noun").read_text().splitlines():
-        if line[0] != " ":
-            lemma, *fields = line.split()
-            first_sense = fields[-int(fields[1])]
-            if files[first_sense] in DRAWABLE:
-                nouns.add(lemma.replace("_", " "))
-    return nouns
+def validation_concepts(folder: Path) -> list[str]:
+    """Labels of one word from the starter set, drawn by their hash: nobody chose them."""
+    records = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    held = json.loads((folder / "holdout.json").read_text())["concepts"].values()
+    labels = {record["label"] for record in records if record["subcategory"] and record["label"].isalpha()}
+    return sorted(labels - set(held), key=lambda label: hashlib.sha256(label.encode()).hexdigest())[
+        :VALIDATION_CONCEPTS
+    ]
 
 
 def svg_of(icons: dict, name: str) -> str:
@@ -101,13 +102,19 @@ def premultiplied(image: Image.Image) -> np.ndarray:
 
 def starter(folder: Path) -> Iterator[tuple[dict, np.ndarray]]:
     named = held_out_pattern(json.loads((folder / "holdout.json").read_text())["concepts"].values())
+    validation = held_out_pattern(validation_concepts(folder))
     for line in (folder / "pairs.jsonl").read_text().splitlines():
         record = json.loads(line)
         is_test = record["split"].startswith("test")
         if is_test or not (record["split"] == "excluded_holdout" or named.search(record["label"])):
             image = Image.open(folder / record["file"]).convert("RGBa").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             keys = ("id", "split", "style", "concept", "label", "keywords", "subcategory", "license")
-            yield {key: record[key] for key in keys}, np.asarray(image)
+            kept = {key: record[key] for key in keys}
+            if not is_test and validation.search(record["label"]):
+                kept["split"] = "val_concept"
+            elif not is_test:
+                kept["keywords"] = [word for word in record["keywords"] if not validation.search(word)]
+            yield kept, np.asarray(image)
 
 
 def slug(text: str) -> str:
@@ -117,7 +124,7 @@ def slug(text: str) -> str:
 def more(source: Path, folder: Path) -> Iterator[tuple[dict, str]]:
     """Records with the SVG of their picture: other emoji styles first, then icons of things that WordNet knows."""
     held = json.loads((folder / "holdout.json").read_text())["concepts"]
-    named = held_out_pattern([*held.values(), *NEAR_NAMES.split()])
+    named = held_out_pattern([*held.values(), *NEAR_NAMES.split(), *validation_concepts(folder)])
     starter_keys, validation = set(), set()
     for line in (folder / "pairs.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -153,24 +160,30 @@ def more(source: Path, folder: Path) -> Iterator[tuple[dict, str]]:
             record = {"id": f"{prefix}:{name}", "split": "train", "style": prefix, "concept": code, "label": label}
             yield {**record, "keywords": keywords, "subcategory": None, "license": licence}, svg_of(icons, name)
 
-    nouns = drawable_nouns(source / "wordnet-base/usr/share/wordnet")
+    wordnet = source / "wordnet-base/usr/share/wordnet"
+    nouns, english = Nouns(wordnet).drawable(), english_words(wordnet)
     groups: dict[str, list[tuple[str, str, str]]] = collections.defaultdict(list)
     for prefix, collection in collections_.items():
         licence = collection["license"].get("spdx", "")
-        if collection.get("category") in SKIPPED_CATEGORIES or not licence or re.search("NC|GPL|ND", licence):
+        if (
+            prefix in EMOJI_OF_ANOTHER_RENDERING
+            or collection.get("category") in SKIPPED_CATEGORIES
+            or not licence
+            or re.search("NC|GPL|ND", licence)
+        ):
             continue
         for name, icon in json.loads((source / f"iconify-json/json/{prefix}.json").read_text())["icons"].items():
-            stem = name
+            stem = STYLE_PREFIX.sub("", name)
             while STYLE_SUFFIX.search(stem):
                 stem = STYLE_SUFFIX.sub("", stem)
             label = stem.replace("-", " ")
             words = label.split()
-            is_noun = label in nouns or (len(words) in (2, 3) and words[-1] in nouns)
+            is_noun = label in nouns or (len(words) in (2, 3) and words[-1] in nouns and english.issuperset(words))
             if not icon.get("hidden") and is_noun and len(label) > 2 and not INTERFACE.search(label):
                 groups[label].append((prefix, name, licence))
     wanted: dict[str, list[tuple[str, str, str]]] = collections.defaultdict(list)
     for label, members in sorted(groups.items()):
-        if named.search(label) or (label not in nouns and len({prefix for prefix, _, _ in members}) < 2):
+        if named.search(label):
             continue
         members.sort(key=lambda member: hashlib.sha256("".join(member).encode()).hexdigest())
         one_a_set = {prefix: (prefix, name, licence) for prefix, name, licence in members}

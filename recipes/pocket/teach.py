@@ -6,7 +6,6 @@ Run after ``targets.py``. Writes WORK/text.pt with the tower's weights; run agai
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -23,17 +22,13 @@ from clip.simple_tokenizer import SimpleTokenizer
 CONFIG = CLIPConfig(
     embed_dim=256,
     image_resolution=64,
-    vision_layers=6,
-    vision_width=192,
-    vision_patch_size=8,
+    vision_layers=(2, 2, 3, 1),
+    vision_width=32,
+    vision_patch_size=None,
     transformer_width=192,
     transformer_layers=4,
 )
 """Pocket."""
-RESNET = dataclasses.replace(
-    CONFIG, vision_layers=(1, 2, 2, 1), vision_width=32, vision_patch_size=None, vision_heads=0, vision_mlp_width=0
-)
-"""Guides the ViT: it learns sooner what neighbouring pixels have to do with each other."""
 # A text in a template aims at the bare text: how it is asked for should not matter.
 TEMPLATES = (
     *(

@@ -1,12 +1,14 @@
-"""Trains a ResNet to put each drawing where the sentence encoder puts its label; ``distil.py`` learns from it.
+"""Trains the image tower to put each drawing where the sentence encoder puts its label.
 
 Run after ``corpus.py`` and ``targets.py``; the text tower is not needed, since the same encoder teaches it. The loss is
-a cross-entropy over all labels of the corpus, whose embeddings are fixed. Writes WORK/resnet.pt; run again, it goes on.
+a cross-entropy over all labels of the corpus, whose embeddings are fixed. What ships is the running average of the
+weights. Writes WORK/image.pt; run again, it goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import re
@@ -17,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from teach import RESNET, Texts, aim_loss, learning_rate, optimizer, part_of
-from torch import Tensor
+from teach import CONFIG, Texts, aim_loss, learning_rate, optimizer
+from torch import Tensor, nn
 
-from clip.model import CLIP
+from clip.model import CLIP, ModifiedResNet
 from clip.preprocess import Preprocess
 
-SHARES = {"concept": 0.75, "emoji": 0.05, "icon": 0.12, "clipart": 0.08}  # concept: emoji of things and animals
+SHARES = {"concept": 0.45, "emoji": 0.1, "icon": 0.35, "clipart": 0.1}  # concept: emoji of things and animals
+AVERAGING = 0.999
 STARTER_STYLES = ("twemoji", "openmoji", "fluent_flat")
 ONE_WAY = re.compile(
     r"left|right|arrow|clock|letter|sign|symbol|music|note|question|number|flag|hand|button|watch|mark"
@@ -38,6 +41,11 @@ class Pictures:
         self.pixels = torch.from_numpy(np.load(work / "images.npy", mmap_mode="r+")).permute(0, 3, 1, 2)
         train = [i for i, record in enumerate(self.records) if record["split"] == "train"]
         self.validation = [i for i, record in enumerate(self.records) if record["split"] == "val"]
+        self.unseen = [
+            i
+            for i, r in enumerate(self.records)
+            if r["split"] == "val_concept" and r["style"] in STARTER_STYLES and r["label"] in texts.index
+        ]
         self.may_flip = torch.tensor([not ONE_WAY.search(record["label"]) for record in self.records])
         self.texts = texts
         # (N, E); a label that the teacher did not see, of a test picture, has no aim and needs none.
@@ -147,21 +155,35 @@ def augmented(pixels: Tensor, may_flip: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def validate(model: CLIP, pictures: Pictures) -> float:
-    """Top-1 of the validation pictures among the labels of all concepts, where the teacher puts them."""
-    model.eval()
-    names, texts = pictures.concept_labels, pictures.texts
-    embeddings = F.normalize(model.encode_image(on_white(pictures.pixels[pictures.validation])), dim=-1)
-    model.train()
-    wanted = torch.tensor([names.index(pictures.records[i]["label"]) for i in pictures.validation])
-    nearest = (embeddings @ texts.targets[[texts.index[name] for name in names]].T).argmax(-1)
-    return (nearest == wanted).float().mean().item()
+def validate(tower: ModifiedResNet, pictures: Pictures) -> dict[str, float]:
+    """Of the validation pictures, top-1 among all concepts; of the concepts kept from training, top-1 and top-5."""
+    texts, found = pictures.texts, {}
+    for name, rows, names, ks in (
+        ("seen", pictures.validation, pictures.concept_labels, (1,)),
+        ("unseen", pictures.unseen, sorted({pictures.records[i]["label"] for i in pictures.unseen}), (1, 5)),
+    ):
+        embeddings = F.normalize(tower(on_white(pictures.pixels[rows])).float(), dim=-1)
+        similarity = embeddings @ texts.targets[[texts.index[label] for label in names]].T
+        wanted = torch.tensor([names.index(pictures.records[i]["label"]) for i in rows])
+        rank = (similarity > similarity.gather(1, wanted[:, None])).sum(1)
+        found |= {f"{name}/top{k}": round((rank < k).float().mean().item(), 4) for k in ks}
+    return found
+
+
+@torch.no_grad()
+def average_(average: nn.Module, model: nn.Module, step: int) -> None:
+    """Moves the running average, over few steps at first, a little towards the weights."""
+    decay = min(AVERAGING, (step + 1) / (step + 10))
+    for old, new in zip(average.parameters(), model.parameters(), strict=True):
+        old.lerp_(new, 1 - decay)
+    for old, new in zip(average.buffers(), model.buffers(), strict=True):
+        old.copy_(new)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/pocket"))
-    parser.add_argument("--steps", type=int, default=7800)
+    parser.add_argument("--steps", type=int, default=26000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=1)
@@ -169,14 +191,17 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     pictures = Pictures(arguments.work, Texts(arguments.work))
-    model, checkpoint = CLIP.from_config(RESNET), arguments.work / "resnet.pt"
-    model.visual.to(memory_format=torch.channels_last)  # twice the speed of convolutions in bf16
-    model.logit_scale.data.fill_(math.log(15))
-    trained = [*model.visual.parameters(), model.logit_scale]
-    adamw, first = optimizer(trained, weight_decay=0.1), 0
+    tower, checkpoint = CLIP.from_config(CONFIG).visual, arguments.work / "image.pt"
+    assert isinstance(tower, ModifiedResNet)
+    tower.to(memory_format=torch.channels_last)  # twice the speed of convolutions in bf16
+    average = copy.deepcopy(tower).eval()
+    logit_scale = nn.Parameter(torch.tensor(math.log(15)))
+    adamw, first = optimizer([*tower.parameters(), logit_scale], weight_decay=0.1), 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
-        model.load_state_dict({**model.state_dict(), **state["model"]})
+        tower.load_state_dict(state["tower"])
+        average.load_state_dict(state["average"])
+        logit_scale.data = state["logit_scale"]
         adamw.load_state_dict(state["optimizer"])
         first = state["step"]
     start, history = time.time(), []
@@ -185,25 +210,27 @@ def main() -> None:
         rows = pictures.draw(arguments.batch_size, np.random.default_rng(step))
         aims, pixels = pictures.aims[rows], augmented(pictures.pixels[rows], pictures.may_flip[rows])
         for group in adamw.param_groups:
-            group["lr"] = learning_rate(step, arguments.steps, arguments.learning_rate)
+            group["lr"] = learning_rate(step, arguments.steps, arguments.learning_rate, cooldown=0.35)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            features = model.encode_image(pixels.contiguous(memory_format=torch.channels_last))
+            features = tower(pixels.contiguous(memory_format=torch.channels_last))
         cosine = F.cosine_similarity(features.float(), aims).mean()
         # The cosine pulls towards the aim from the first step on, when the cross-entropy hardly knows where to.
-        loss = aim_loss(features, aims, pictures.bank, model.logit_scale.exp()) - 3 * cosine
+        loss = aim_loss(features, aims, pictures.bank, logit_scale.exp()) - 3 * cosine
         adamw.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
         adamw.step()
-        model.logit_scale.data.clamp_(0, math.log(100))
+        logit_scale.data.clamp_(0, math.log(100))
+        average_(average, tower, step)
         history.append((loss.item(), cosine.item()))
-        if step % 200 == 199 or step == arguments.steps - 1:
-            weights = {**part_of(model.state_dict(), "visual."), "logit_scale": model.logit_scale.data}
-            torch.save({"model": weights, "optimizer": adamw.state_dict(), "step": step + 1}, checkpoint)
+        if step % 400 == 399 or step == arguments.steps - 1:
+            state = {"tower": tower.state_dict(), "average": average.state_dict(), "optimizer": adamw.state_dict()}
+            beside = checkpoint.with_suffix(".new")
+            torch.save({**state, "logit_scale": logit_scale.data, "step": step + 1}, beside)
+            beside.replace(checkpoint)
             loss_mean, cosine_mean = np.mean(history, axis=0).round(4).tolist()
             line = {"step": step + 1, "seconds": round(time.time() - start), "loss": loss_mean, "cosine": cosine_mean}
-            line |= {"scale": round(model.logit_scale.exp().item(), 2), "val/top1": round(validate(model, pictures), 4)}
-            print(json.dumps(line), flush=True)
+            print(json.dumps(line | validate(average, pictures)), flush=True)
             history = []
 
 

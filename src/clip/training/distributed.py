@@ -148,7 +148,9 @@ def launch(arguments: Sequence[str], count: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    options = inspect.signature(LaunchConfig).parameters
+    patience: dict[str, Any] = {"shutdown_timeout": _SHUTDOWN_SECONDS}
+    if "shutdown_timeout" not in inspect.signature(LaunchConfig).parameters:
+        patience = {}
     logging.disable()  # in this process only; the others speak for themselves
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
@@ -160,7 +162,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
-        **({"shutdown_timeout": _SHUTDOWN_SECONDS} if "shutdown_timeout" in options else {}),
+        **patience,
     )
     try:
         elastic_launch(config, sys.executable)(*arguments)

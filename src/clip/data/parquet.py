@@ -95,8 +95,8 @@ def _path_rows(path: Path, image: str, captions: list[str]) -> Iterator[Row]:
 class ParquetSource:
     """Images inside the table. Only whole row groups can be read: the last are kept, and the order walks by them.
 
-    With small row groups (Hugging Face writes 100 to 1,000 rows) few records are mixed at a time; ``packing.pack`` makes
-    shards, in which any record can be read alone.
+    With small row groups (Hugging Face writes 100 to 1,000 rows) few records are mixed at a time. ``pack`` makes shards
+    of them, in which any record can be read alone.
     """
 
     class_names: tuple[str, ...] = ()

@@ -84,7 +84,8 @@ class TrainConfig:
     """Shard weights and optimizer over the processes (FSDP2), for models that do not fit one device."""
 
     workers: int | None = None
-    """Processes that decode and augment pictures, on each rank; by default one per processor left over."""
+    """Processes that decode and augment pictures, for each process that trains; by default the processors it may use.
+    0: it does so itself."""
     max_failures: float = 0.01
     """Largest share of records that cannot be read."""
     log_every: int = 10

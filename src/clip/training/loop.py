@@ -199,8 +199,8 @@ class _Training:
         config, these, run = self.config, self.these, self.run
         self.start = gathered(self.model.state_dict(), is_first=True) if config.wise_ft is not None else {}
         self.start = {name: value.clone() for name, value in self.start.items()}
-        record = self._record()
-        these.from_first(lambda: run.begin(record))
+        self.record = self._record()
+        these.from_first(lambda: run.begin(self.record))
         result = run.result()
         if result is not None and result["step"] == self.total_steps:
             return self._result(result["step"], was_finished=True, metrics=result["metrics"])
@@ -422,7 +422,7 @@ class _Training:
             average=gathered(self.average, is_first=first),
             metrics_bytes=self.metrics.forced_to_disk(),
         )
-        about = {"world_size": self.these.world_size, "total_steps": self.total_steps}
+        about = {"world_size": self.these.world_size, "total_steps": self.total_steps, "run": self.record}
         checkpoint = self._checkpoint(stored.weights)
         self.these.from_first(lambda: self.run.save(checkpoint, stored, keep=self.config.keep, about=about))
 

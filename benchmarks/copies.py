@@ -2,21 +2,26 @@
 pairs of a folder's own pictures match.
 
     python benchmarks/copies.py PICTURES... [--every N]
+    python benchmarks/copies.py --rows 1000000
 
 PICTURES: files, or folders that are searched for .png, .jpg and .webp. --every N: alter only each Nth picture.
+--rows N: instead, what the search for pairs among N random signatures costs, a tenth of them copies and a twentieth
+without any gradient.
 """
 
 from __future__ import annotations
 
 import io
+import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from clip.data.likeness import Signature, components, signature, similar_pairs
+from clip.data.likeness import COLOURS, Signature, components, signature, similar_pairs
 from clip.images import read_image
 
 
@@ -58,7 +63,25 @@ def _arrays(signatures: list[Signature]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([s.gradients for s in signatures], np.uint64), np.array([s.colours for s in signatures])
 
 
+def search(rows: int) -> None:
+    rng = np.random.default_rng(0)
+    gradients = rng.integers(0, 1 << 64, rows, dtype=np.uint64)
+    colours = rng.integers(0, 256, (rows, COLOURS), dtype=np.uint8)
+    copied = rng.choice(rows, rows // 10)
+    gradients[: len(copied)], colours[: len(copied)] = gradients[copied], colours[copied]
+    gradients[-(rows // 20) :] = 0
+    labels = np.arange(rows)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    components(labels, gradients, colours)
+    seconds = time.process_time() - start
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(f"{rows:,} rows: {seconds:.1f} s of processor time, {grown / 1024:.0f} MiB")
+
+
 def main(arguments: list[str]) -> None:
+    if "--rows" in arguments:
+        search(int(arguments[arguments.index("--rows") + 1]))
+        return
     every = 1
     if "--every" in arguments:
         at = arguments.index("--every")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -107,6 +109,18 @@ def test_a_name_that_is_not_utf8_is_no_obstacle(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "1 usable pairs" in done.stdout
     assert (tmp_path / "report.html").is_file()
+
+
+def test_the_page_shows_what_the_commands_print(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "data-check.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```console\n\$ clip (.*)\n((?:.*\n)*?)^```", page, re.M)
+    assert len(blocks) == 3
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    for command, output in blocks:
+        assert _clip(*shlex.split(command), cwd=tmp_path).stdout == output
+    python = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    done = subprocess.run([sys.executable, "-c", python[0]], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "near-duplicates 0 8" in done.stdout
 
 
 def test_help_imports_neither_torch_nor_numpy() -> None:

@@ -85,11 +85,31 @@ def _path_rows(path: Path, image: str, captions: list[str]) -> Iterator[Row]:
     number = 0
     try:
         for batch in _open(path).iter_batches(columns=[image, *captions]):
-            for record in batch.to_pylist():
+            for record in _records(batch):
                 number += 1
-                yield row(number, record[image], flat(record[name] for name in captions))
+                if record is None:
+                    yield Row(number, "", (), _NOT_UTF8)
+                else:
+                    yield row(number, record[image], flat(record[name] for name in captions))
     except (OSError, arrow.ArrowException) as error:
         raise DataError(f"{path}: row {number + 1} cannot be read ({error}); write the file again") from error
+
+
+_NOT_UTF8 = "has a text that is not UTF-8; write the file again"
+
+
+def _records(table: Any) -> list[dict[str, Any] | None]:
+    """Rows of a table or a batch as Python's values; None for one with a text that is not UTF-8."""
+    try:
+        return list(table.to_pylist())
+    except UnicodeDecodeError:  # rare: look for the culprits one by one
+        records: list[dict[str, Any] | None] = []
+        for number in range(table.num_rows):
+            try:
+                records += table.slice(number, 1).to_pylist()
+            except UnicodeDecodeError:
+                records.append(None)
+        return records
 
 
 class ParquetSource:
@@ -129,7 +149,7 @@ class ParquetSource:
         self._starts = list(itertools.accumulate(sizes, initial=0))
         if not len(self):
             raise DataError(f"{name}: has no rows; write one row for each pair")
-        self._cache: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+        self._cache: OrderedDict[int, list[dict[str, Any] | None]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -149,6 +169,8 @@ class ParquetSource:
         place = index - self._starts[group]
         key = f"{path.name}:{self._first_rows[group] + place + 1}"
         record = self._rows(group)[place]
+        if record is None:
+            raise DataError(f"{key}: {_NOT_UTF8}")
         image = record[self._image]
         data = image.get("bytes") if isinstance(image, dict) else image
         if not data:
@@ -158,7 +180,7 @@ class ParquetSource:
             raise DataError(f"{key}: {checked.problem}")
         return Sample(key=key, image=data, captions=checked.captions)
 
-    def _rows(self, group: int) -> list[dict[str, Any]]:
+    def _rows(self, group: int) -> list[dict[str, Any] | None]:
         """The rows of a row group, from memory if it was read a short while ago."""
         import pyarrow as arrow
 
@@ -170,7 +192,7 @@ class ParquetSource:
             path, number = self._groups[group]
             try:
                 table = _open(path).read_row_group(number, columns=[self._image, *self._captions])
-                rows = list(table.to_pylist())
+                rows = _records(table)
             except (OSError, arrow.ArrowException) as error:
                 name = os.fspath(path)
                 raise DataError(f"{name}: row group {number} cannot be read ({error}); write it again") from error

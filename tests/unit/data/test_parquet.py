@@ -81,6 +81,18 @@ def test_rows_without_image_or_caption(tmp_path: Path) -> None:
         source[2]
 
 
+@pytest.mark.parametrize("image", ["a.jpg", b"x"])
+def test_a_text_that_is_not_utf8_is_one_bad_record(tmp_path: Path, image: str | bytes) -> None:
+    path = tmp_path / "a.parquet"
+    images = [image, image * 2, image * 3]
+    texts = arrow.array([b"one", b"caf\xe9", b"three"]).view(arrow.string())  # which does not check
+    arrow.parquet.write_table(arrow.table({"image": images, "text": texts}), path)
+    source = open_source(path)
+    assert source[2].captions == ("three",)
+    with pytest.raises(DataError, match=r"a\.parquet:2: has a text that is not UTF-8"):
+        source[1]
+
+
 def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     with pytest.raises(DataError, match="cannot be read as Parquet"):

@@ -1,6 +1,6 @@
 """What is remembered of a source while it is examined, and which of its pictures and captions occur again.
 
-Of each record 73 bytes are kept and 16 of each caption. Examples are read again.
+Of each record 74 bytes are kept and 16 of each caption. Examples are read again.
 """
 
 from __future__ import annotations

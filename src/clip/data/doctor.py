@@ -1,6 +1,6 @@
 """What is wrong with pairs before training, found in one pass: ``examine`` a source, and read the report.
 
-Pictures are decoded in threads; of each record 73 bytes are kept, and 16 of each caption, so that ten million pairs
+Pictures are decoded in threads; of each record 74 bytes are kept, and 16 of each caption, so that ten million pairs
 need a gigabyte. Examples are read again at the end. ``doctor_page`` shows a report as text or as a page.
 """
 

@@ -75,6 +75,8 @@ def image_bytes(image: Path | bytes) -> bytes:
     if isinstance(image, bytes):
         return image
     try:
+        if not image.is_file():  # a pipe or a terminal, which a table may name too, would never end
+            raise ImageError(f"{image}: no such file; check the path")
         with image.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:

@@ -171,7 +171,7 @@ def command(
         if not session.quiet:
             say(f"{html}: written")
     if result.failures:
-        say(f"error: {len(result.failures)} records could not be used, and are in none of the numbers")
+        say(f"error: could not be used, and in none of the numbers: {len(result.failures)}")
         return FAILED
     return DONE
 
@@ -250,7 +250,7 @@ def _headline(result: Evaluation) -> str:
     if result.retrieval is not None:
         parts[-1] += f", {len(result.retrieval.captions)} captions"
     if result.failures:
-        parts[-1] += f", {len(result.failures)} records left out"
+        parts[-1] += f", {len(result.failures)} left out"
     return " ".join(parts)
 
 

@@ -203,9 +203,9 @@ def _probed(
     scored = _scored(model, preprocess, items, template, batch_size, progress)
     chance = mean(1 / len(score.own) for score in scored)
     hits = [_hit(score.own) for score in scored]
-    accuracy = _measure(f"{kind}/accuracy", "right caption", sum(hits), count, chance)
+    accuracy = _measure(f"{kind}/accuracy", f"{kind}: right caption", sum(hits), count, chance)
     control_hits = sum(_hit(score.control) for score in scored)
-    control = _measure(f"{kind}/control", "control: names the parts", control_hits, count, chance)
+    control = _measure(f"{kind}/control", f"{kind}: names the parts (control)", control_hits, count, chance)
     squares = torch.stack([score.square for score in scored])  # (items, scenes, captions)
     is_text = _prefers_diagonal(squares)
     is_image = _prefers_diagonal(squares.transpose(1, 2))
@@ -215,9 +215,11 @@ def _probed(
         kind=kind,
         accuracy=accuracy,
         control=control,
-        text=_measure(f"{kind}/text", "both captions", int(is_text.sum()), count, 1 / 4, of=pairs),
-        image=_measure(f"{kind}/image", "both scenes", int(is_image.sum()), count, 1 / 4, of=pairs),
-        group=_measure(f"{kind}/group", "captions and scenes", int((is_text & is_image).sum()), count, 1 / 6, of=pairs),
+        text=_measure(f"{kind}/text", f"{kind}: both captions", int(is_text.sum()), count, 1 / 4, of=pairs),
+        image=_measure(f"{kind}/image", f"{kind}: both scenes", int(is_image.sum()), count, 1 / 4, of=pairs),
+        group=_measure(
+            f"{kind}/group", f"{kind}: captions and scenes", int((is_text & is_image).sum()), count, 1 / 6, of=pairs
+        ),
         variants=tuple(_by_variant(items, scored, hits)),
         standing=standing,
         verdict=verdict,
@@ -278,13 +280,13 @@ def _hit(scores: Tensor) -> float:
 
 
 def _by_variant(items: Sequence[Item], scored: Sequence[_Scored], hits: Sequence[float]) -> Iterator[Measure]:
-    variants = {item.variant for item in items}
+    kind, variants = items[0].kind, {item.variant for item in items}
     if len(variants) < 2:
         return
     for variant in sorted(variants, key=_order):
         rows = [i for i, item in enumerate(items) if item.variant == variant]
         chance = mean(1 / len(scored[i].own) for i in rows)
-        yield _measure(f"{items[0].kind}/{variant}", variant, sum(hits[i] for i in rows), len(rows), chance)
+        yield _measure(f"{kind}/{variant}", f"{kind}: {variant}", sum(hits[i] for i in rows), len(rows), chance)
 
 
 def _order(variant: str) -> tuple[int, str]:

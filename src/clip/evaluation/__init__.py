@@ -1,4 +1,4 @@
-"""Zero-shot classification: prompts for any categories, compared with images in the joint space.
+"""Zero-shot classification by any names, and measuring how good a model is: accuracy, retrieval, probes, intervals.
 
-Needs ``features`` and a loaded model. Start reading at ``zero_shot.py``.
+Needs ``features``, ``data`` and a loaded model. Start reading at ``zero_shot.py`` to classify, ``evaluate.py`` to measure.
 """

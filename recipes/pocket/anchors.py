@@ -33,9 +33,7 @@ def features(path: Path) -> NDArray[np.float32]:
     return np.concatenate([0.5 * pixels / (np.linalg.norm(pixels) + 1e-6), blocks / (np.linalg.norm(blocks) + 1e-6)])
 
 
-def nearest_names(
-    tests: Sequence[Path], training: Sequence[Path], names: Sequence[str], count: int
-) -> list[list[str]]:
+def nearest_names(tests: Sequence[Path], training: Sequence[Path], names: Sequence[str], count: int) -> list[list[str]]:
     """For each test picture the names of the nearest training pictures, ``count`` different ones, the nearest first."""
     known = np.stack([features(path) for path in training])
     found = []

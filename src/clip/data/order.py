@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -189,6 +190,7 @@ class _Plain:
         self._shard_sizes = np.array(source.shard_sizes if isinstance(source, Sharded) else (), dtype=np.int64)
         self._shard_starts = np.cumsum(self._shard_sizes) - self._shard_sizes
         self._window = int(getattr(source, "window_records", WINDOW_RECORDS))
+        self._known_layout: tuple[int, _Layout] | None = None
 
     def draw(self, positions: NDArray[np.int64]) -> Draw:
         epochs, places = np.divmod(positions, self.length)
@@ -203,28 +205,49 @@ class _Plain:
     def _shuffled(self, places: NDArray[np.int64], key: int) -> NDArray[np.int64]:
         if len(self._shard_sizes) < 2:
             return permuted(places, self.length, key)
-        shards = permuted(np.arange(len(self._shard_sizes)), len(self._shard_sizes), _key(key, 0))
-        ends = np.cumsum(self._shard_sizes[shards])  # of the shards, in their order of this epoch
+        shards, ends, bounds = self._layout(key)
         rows = np.empty_like(places)
-        for start, stop in _windows(ends, places, self._window):
+        for start, stop in _around(bounds, places):
             chosen = (places >= start) & (places < stop)
             moved = start + permuted(places[chosen] - start, stop - start, _key(key, 1 + start))
             which = np.searchsorted(ends, moved, side="right")
             rows[chosen] = self._shard_starts[shards[which]] + moved - (ends[which] - self._shard_sizes[shards[which]])
         return rows
 
+    def _layout(self, key: int) -> _Layout:
+        """The shards of an epoch; kept, for the next step asks for the same."""
+        if self._known_layout is None or self._known_layout[0] != key:
+            count = len(self._shard_sizes)
+            shards = permuted(np.arange(count), count, _key(key, 0))
+            ends = np.cumsum(self._shard_sizes[shards])
+            self._known_layout = key, _Layout(shards, ends, _windows(ends.tolist(), self._window))
+        return self._known_layout[1]
 
-def _windows(ends: NDArray[np.int64], places: NDArray[np.int64], size: int) -> list[tuple[int, int]]:
-    """Start and stop of the windows that hold any of ``places``: whole shards, as many as reach ``size``."""
+
+class _Layout(NamedTuple):
+    shards: NDArray[np.int64]
+    """In their order."""
+    ends: NDArray[np.int64]
+    """Where each of them ends."""
+    bounds: list[int]
+    """Where windows of several begin; and the end of the last."""
+
+
+def _windows(ends: list[int], size: int) -> list[int]:
+    """Bounds of the windows: whole shards, as many as reach ``size`` records."""
     bounds = [0]
-    listed = ends.tolist()
-    while bounds[-1] < listed[-1]:
-        bounds.append(listed[min(bisect.bisect_left(listed, bounds[-1] + size), len(listed) - 1)])
+    while bounds[-1] < ends[-1]:
+        bounds.append(ends[min(bisect.bisect_left(ends, bounds[-1] + size), len(ends) - 1)])
+    return bounds
+
+
+def _around(bounds: list[int], places: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
+    """Start and stop of the windows that hold any of ``places``."""
     if not len(places):
-        return []
+        return ()
     first = bisect.bisect_right(bounds, int(places.min())) - 1
     last = bisect.bisect_right(bounds, int(places.max()))
-    return list(itertools.pairwise(bounds[first : last + 1]))
+    return itertools.pairwise(bounds[first : last + 1])
 
 
 class _Mixed:

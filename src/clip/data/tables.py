@@ -302,6 +302,8 @@ def _open_quote(name: str, number: int) -> str:
 
 def _is_closed(parts: list[str], delimiter: str) -> bool:
     """False for the last record of a file if its quote is still open, which the reader passes over in silence."""
+    if '"' not in parts[-1] and len(parts) == 1:
+        return True
     if sum(part.count('"') for part in parts) % 2 == 0:
         return True
     try:

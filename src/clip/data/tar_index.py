@@ -170,7 +170,7 @@ def _members(file: BinaryIO, file_size: int, path: Path) -> Iterator[tuple[str, 
             return
         try:
             size = _number(header[124:136])
-            if _number(header[148:156]) not in _checksums(header):
+            if not _is_sound(header):
                 raise ValueError("its checksum is wrong")
             kind = header[156]
             if "size" in pax and kind not in b"xgLK":
@@ -212,11 +212,13 @@ def _number(field: bytes) -> int:
     return int(digits or b"0", 8)
 
 
-def _checksums(header: bytes) -> tuple[int, int]:
-    """Sums of the header's bytes with its own field as spaces: unsigned, and signed as some old programs have it."""
+def _is_sound(header: bytes) -> bool:
+    """Whether the sum of the header's bytes, its own field as spaces, is as stated: unsigned, or signed as some old
+    programs have it."""
+    stated = _number(header[148:156])
     rest = header[:148] + b" " * 8 + header[156:]
     total = sum(rest)
-    return total, total - 256 * sum(byte > 127 for byte in rest)
+    return stated == total or stated == total - 256 * sum(byte > 127 for byte in rest)
 
 
 def _name(header: bytes) -> str:

@@ -97,6 +97,7 @@ clip data check 'shards/{00000..00099}.tar' --check --limit 0.02
     metavar="ADDRESS",
     help="An evaluation set that must not be in the data; its columns are named alike. May be given several times.",
 )
+@click.option("--against-split", metavar="NAME", help="The part of --against to take, such as test.")
 @click.option(
     "--context-length",
     type=click.IntRange(min=3),
@@ -128,6 +129,7 @@ def check(
     session: Session,
     address: str,
     against: tuple[str, ...],
+    against_split: str | None,
     context_length: int,
     batch_size: int,
     html: str | None,
@@ -151,10 +153,10 @@ def check(
 
     source = _open(address, **how)
     columns = {name: how[name] for name in ("image_column", "caption_column")}
-    others = [
-        _open(other, data_kind=None, templates=(), **(columns if detect_kind(other) in _TABLES else {}))
-        for other in against
-    ]
+    others = []
+    for other in against:
+        shared = columns if detect_kind(other, split=against_split) in _TABLES else {}
+        others.append(_open(other, data_kind=None, templates=(), split=against_split, **shared))
     total = len(source) + sum(len(other) for other in others)
     with progress(session, "Examining", lambda: total) as bar:
         report = examine(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from clip.data.findings import Finding, Report
+from clip.data.findings import Finding, Histogram, Report
 from clip.data.likeness import image_bytes
 from clip.data.records import Source
 from clip.errors import ClipError
@@ -58,7 +58,7 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:5]) or "none"
 
 
-def _spread(histogram: Any) -> str:
+def _spread(histogram: Histogram) -> str:
     return f"{histogram.minimum:g} … {histogram.median:g} … {histogram.maximum:g}"
 
 
@@ -94,7 +94,6 @@ def report_page(report: Report, source: Source, *, against: Iterable[Source] = (
         ],
         classes=classes[:_SHOWN_CLASSES],
         more_classes=max(0, len(classes) - _SHOWN_CLASSES),
-        lines=report_lines(report)[:1],
     )
 
 

@@ -48,6 +48,17 @@ def test_an_evaluation_set_is_compared(clip_run: Run, table: Path) -> None:
     assert "100.0 %  pictures of the evaluation set that are, or nearly are, in this data: 4 of 4" in outcome.out
 
 
+def test_one_part_is_compared_with_another(clip_run: Run, pictures: Path) -> None:
+    for part, name in (("train", "a.JPG"), ("train", "b.png"), ("test", "b.png")):
+        folder = pictures / "parts" / part / "animal"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{part}_{name}").write_bytes((pictures / name).read_bytes())
+    arguments = (pictures / "parts", "--split", "train", "--against", pictures / "parts", "--against-split", "test")
+    outcome = clip_run("data", "check", *arguments)
+    assert outcome.status == 0, outcome.err
+    assert "are, or nearly are, in this data: 1 of 1" in outcome.out
+
+
 @pytest.mark.parametrize(("limit", "status"), [("0.2", 3), ("0.25", 0)])
 def test_a_limit_decides_the_exit_status(clip_run: Run, table: Path, limit: str, status: int) -> None:
     outcome = clip_run("data", "check", table, "--check", "--limit", limit)

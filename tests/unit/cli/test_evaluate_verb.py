@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import re
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from PIL import Image
 
 import clip
 from clip.data.sources import open_source
+from clip.evaluation import probe as generated
 from clip.evaluation.evaluate import evaluate
 
 Run = Callable[..., Any]
@@ -184,3 +188,40 @@ def test_what_is_wrong_with_the_data_is_told_in_the_words_of_the_command(
     outcome = clip_run("evaluate", model_file, "--data", table, "--caption-column", "what")
     assert outcome.status == 1
     assert "1 images with 1 distinct captions" in outcome.err
+
+
+def test_the_probe_needs_no_data_and_joins_it(
+    clip_run: Run, model_file: str, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generated, "run", functools.partial(generated.run, count=3, kinds=("counting", "colour")))
+    outcome = clip_run("evaluate", model_file, "--probe", "--json")
+    assert (outcome.status, outcome.err) == (0, "")
+    alone = json.loads(outcome.out)
+    assert (alone["task"], alone["images"]) == ("probe", 0)
+    assert list(alone["probe"]["kinds"]) == ["counting", "colour"]
+    outcome = clip_run("evaluate", model_file, "--data", table, "--probe", "--bootstrap", 100)
+    assert outcome.status == 0
+    assert sum("95 % interval" in line for line in outcome.lines) == 3  # two ways of retrieval, and the probe
+
+
+def test_shards_in_the_layout_of_clip_benchmark(clip_run: Run, model_file: str, classes: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        folder = tmp_path / "benchmark" / split
+        folder.mkdir(parents=True)
+        pictures = sorted((classes / split).glob("*/*.png"))
+        for shard in range(2):
+            with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+                for i in range(shard, len(pictures), 2):
+                    tar.add(pictures[i], f"s{i:07}.png")
+                    label = tarfile.TarInfo(f"s{i:07}.cls")
+                    label.size = 1
+                    tar.addfile(label, io.BytesIO(str(i // 4).encode()))
+        (folder / "nshards.txt").write_text("2")
+    (tmp_path / "benchmark" / "classnames.txt").write_text("ant\nbee\ncow\ndog\nelk\nfox\ngnu\n")
+    options = ("--split", "test", "--json", "--bootstrap", 100)
+    shards, folders = (
+        json.loads(clip_run("evaluate", model_file, "--data", address, *options).out)["classification"]
+        for address in (tmp_path / "benchmark", classes)
+    )
+    assert shards["per_class"] == folders["per_class"]
+    assert shards["top1"] == folders["top1"]

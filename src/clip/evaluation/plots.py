@@ -86,7 +86,7 @@ def reliability_figure(calibration: CalibrationResult) -> Figure:
         full = part.count > 0
         sizes = 15 + 120 * part.count[full] / part.count.sum()
         x, y = part.confidence[full].tolist(), part.accuracy[full].tolist()
-        axes.plot(x, y, color=colour, linewidth=1.2)
+        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.5)
         axes.scatter(x, y, s=sizes.tolist(), color=colour, marker=marker, label=label, zorder=3)
         widths = (part.edges[1:] - part.edges[:-1]).tolist()
         counts.bar(

@@ -339,7 +339,7 @@ _TEMPLATE = """
 {% endfor %}</table></div>
 {% endmacro %}
 <style>
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 0.8rem; margin: 1rem 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 0.8rem; margin: 1rem 0; }
 .cards div { background: var(--soft); border-radius: 0.5rem; padding: 0.7rem 0.9rem; }
 .cards strong { display: block; font-size: 1.7rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .cards small { color: var(--faint); display: block; line-height: 1.4; }
@@ -361,17 +361,17 @@ _TEMPLATE = """
 .pair ol { margin: 0; padding-left: 1.4rem; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 0 2rem; }
 .verdicts { padding-left: 1.2rem; max-width: 52rem; } .verdicts li { margin: 0.3rem 0; }
-.tag { display: inline-block; min-width: 5.2rem; font-weight: 600; }
+.tag { display: inline-block; min-width: 6.6rem; font-weight: 600; }
 details { margin: 0.5rem 0; } summary { cursor: pointer; color: var(--accent); }
-@media (max-width: 40rem) { .whisker { width: 6rem; } .number { white-space: normal; }
-  .wide td, .wide th { padding-right: 0.6rem; font-size: 0.88rem; min-width: 0; } }
+.wide table { overflow-wrap: normal; }
+@media (max-width: 40rem) { .drawn { display: none; } .wide td, .wide th { padding-right: 0.7rem; min-width: 0; } }
 </style>
 
 <p class="muted">{% if result.data %}{{ result.images|thousands }} images{% if result.train_data %}, training pictures
 from {{ result.train_data }}{% endif %}.{% endif %} Each number has its 95 % interval: where it would lie for other
 pictures from where these come from. It says nothing of pictures from elsewhere.
-{% if result.failures %}<strong class="bad">{{ result.failures|length|thousands }} records could not be used and are in
-none of the numbers.</strong>{% endif %}</p>
+{% if result.failures %}<strong class="bad">{{ result.failures|length|thousands }} record{{ "s" if result.failures|length != 1 }}
+could not be used, and the numbers are without.</strong>{% endif %}</p>
 {% if headline %}
 <div class="cards">
 {% for m in headline %}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from training_runs import arguments, losses, make_pairs, start
 
 KILLS = 24
-STEPS = 140
+STEPS = 110
 EVERY = 2
 """Steps between checkpoints."""
 

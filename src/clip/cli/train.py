@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -341,11 +343,11 @@ def _start(session: Session, inputs: Inputs, recipe: TrainConfig, these: Process
     from clip.training.start import fresh_model, with_logit_bias
 
     if inputs.model is not None:
-        model, preprocess = options.load_model(session, inputs.model, str(these.device))
-        model.float()
+        # Not on its device: half precision, which is usual there, would cost weights that are trained their last bits.
+        model, preprocess = options.load_model(session, inputs.model, "cpu")
         if recipe.loss == "sigmoid":
             model = with_logit_bias(model)
-        return model, preprocess
+        return model.to(these.device), preprocess
     assert inputs.architecture is not None
     model = fresh_model(inputs.architecture, seed=recipe.seed, logit_bias=recipe.loss == "sigmoid")
     return model.to(these.device), Preprocess(size=model.config.image_resolution)
@@ -396,8 +398,9 @@ def _bar(session: Session, these: Processes) -> Iterator[Callable[[StepReport], 
         recent.append(report)
         del recent[:-20]
         seconds = sum(one.seconds for one in recent)
+        losses = [one.loss for one in recent if math.isfinite(one.loss)] or [math.nan]
         numbers = (
-            f"loss {sum(one.loss for one in recent) / len(recent):.3f}  scale {report.logit_scale:.1f}  "
+            f"loss {statistics.fmean(losses):.3f}  scale {report.logit_scale:.1f}  "
             f"{sum(one.samples for one in recent) / seconds:,.0f} samples/s  "
             f"waiting {sum(one.wait_seconds for one in recent) / seconds:.0%}"
         )

@@ -79,6 +79,7 @@ class StepReport:
     samples: int
     """Pairs in this step."""
     loss: float
+    """NaN where a single pair was left of the epoch, which has nothing to be compared with and makes no step."""
     logit_scale: float
     """Already exponentiated."""
     learning_rate: float
@@ -272,17 +273,18 @@ class _Training:
         seen: list[Tensor] = []
         loss = self._loss(batch, seen)
         micro_batch_size = config.micro_batch_size or max(1, len(batch.keys))
-        value = gradient_cache.backward(
-            self.shared.encode,
-            batch.images.to(these.device, non_blocking=True),
-            batch.texts.to(these.device, non_blocking=True),
-            # The wrappers average gradients over the processes; those of the loss are parts of a sum.
-            lambda images, texts: loss(images, texts) * these.world_size,
-            micro_batch_size=micro_batch_size,
-            model=model,
-            synchronize=self.shared.synchronize,
-            at_least=these.most(-(-len(batch.keys) // micro_batch_size)),
-        )
+        with _compiler_errors():
+            value = gradient_cache.backward(
+                self.shared.encode,
+                batch.images.to(these.device, non_blocking=True),
+                batch.texts.to(these.device, non_blocking=True),
+                # The wrappers average gradients over the processes; those of the loss are parts of a sum.
+                lambda images, texts: loss(images, texts) * these.world_size,
+                micro_batch_size=micro_batch_size,
+                model=model,
+                synchronize=self.shared.synchronize,
+                at_least=these.most(-(-len(batch.keys) // micro_batch_size)),
+            )
         average_scalars_(model, these)
         average_statistics_(model, these)
         loss_value = float(value) / these.world_size
@@ -532,7 +534,7 @@ class _Window:
         losses = [report.loss for report in self.reports if math.isfinite(report.loss)]
         return {
             "step": last.step,
-            "loss": sum(losses) / len(losses) if losses else 0.0,
+            **({"loss": sum(losses) / len(losses)} if losses else {}),
             "logit_scale": last.logit_scale,
             "learning_rate": last.learning_rate,
             "gradient_norm": last.gradient_norm,
@@ -574,6 +576,18 @@ class _Stop(contextlib.AbstractContextManager["_Stop"]):
 
     def __exit__(self, *_: object) -> None:
         self._restore()
+
+
+@contextlib.contextmanager
+def _compiler_errors() -> Iterator[None]:
+    """Puts the first line of what torch.compile says, which may be a megabyte, into a ClipError."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        first = str(error).strip().partition("\n")[0]
+        raise ClipError(f"torch.compile has failed ({first[:200]}); train without --compile") from error
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 from clip.errors import ConfigError, ModelNotFoundError, ShapeError, StateDictError, choices
 
@@ -714,13 +714,13 @@ def _drop_patches(x: Tensor, share: float) -> Tensor:
 def _checkpointed(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
     """x through the blocks, of which the backward pass finds kept only what goes from one to the next."""
     for block in blocks:
-        if torch.is_grad_enabled() and not torch._C._is_tracing():
-            contexts = (
-                functools.partial(_checkpoint_contexts, block) if isinstance(block, Bottleneck) else noop_context_fn
-            )
-            x = cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=contexts))
-        else:
+        if not torch.is_grad_enabled():
             x = block(x)
+        elif isinstance(block, Bottleneck):
+            contexts = functools.partial(_checkpoint_contexts, block)
+            x = cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=contexts))
+        else:  # torch.compile takes no context_fn, not even the one that is the default
+            x = cast(Tensor, checkpoint(block, x, use_reentrant=False))
     return x
 
 

@@ -681,6 +681,29 @@ def test_dynamo_captures_one_graph(config: CLIPConfig) -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks, not we
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_dynamo_captures_training_in_one_graph_whatever_the_length_of_the_texts(is_checkpointed: bool) -> None:
+    model, batch, text = make_model().train(), images(3), texts(3, 9, 5)
+    model.set_gradient_checkpointing(is_checkpointed)
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    expected = gradients(model, batch, text)
+    model.visual.compile(fullgraph=True, backend=backend)
+    model.transformer.compile(fullgraph=True, backend=backend, dynamic=True)
+    found = gradients(model, batch, text)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+    for longest in (12, 17, 30):
+        gradients(model, batch, texts(3, longest, 5))
+    assert len(graphs) == 2
+    torch.compiler.reset()
+
+
 class _Embeddings(nn.Module):
     def __init__(self, model: CLIP) -> None:
         super().__init__()

@@ -370,8 +370,8 @@ details { margin: 0.5rem 0; } summary { cursor: pointer; color: var(--accent); }
 <p class="muted">{% if result.data %}{{ result.images|thousands }} images{% if result.train_data %}, training pictures
 from {{ result.train_data }}{% endif %}.{% endif %} Each number has its 95 % interval: where it would lie for other
 pictures from where these come from. It says nothing of pictures from elsewhere.
-{% if result.failures %}<strong class="bad">{{ result.failures|length|thousands }} record{{ "s" if result.failures|length != 1 }}
-could not be used, and the numbers are without.</strong>{% endif %}</p>
+{% if result.failures %}<strong class="bad">{{ result.failures|length|thousands }}
+record{{ "s" if result.failures|length != 1 }} could not be used, and the numbers are without.</strong>{% endif %}</p>
 {% if headline %}
 <div class="cards">
 {% for m in headline %}

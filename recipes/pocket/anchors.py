@@ -15,7 +15,7 @@ SIDE, CELL, DIRECTIONS = 64, 8, 9
 
 
 def features(path: Path) -> NDArray[np.float32]:
-    """12 × 12 pixels in colour, and histograms of oriented gradients (Dalal and Triggs 2005) with twice their weight."""
+    """12 × 12 pixels in colour, and histograms of oriented gradients (Dalal and Triggs 2005) at twice the weight."""
     image = read_image(path)
     pixels = np.asarray(image.resize((12, 12), Image.Resampling.BOX), np.float32).ravel() / 255
     colours = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32) / 255

@@ -18,9 +18,7 @@ from layout import FASHION, STYLES, Layout
 
 import clip
 from clip.data.sources import open_source
-from clip.evaluation.datasets import embed_source, labelled
 from clip.evaluation.evaluate import evaluate
-from clip.evaluation.linear_probe import evaluate_linear_probe
 from clip.evaluation.results import Evaluation, Measure
 
 TEMPLATES = ("a drawing of a {}", "an emoji of a {}", "{}")

@@ -158,9 +158,8 @@ def test_before_the_first_checkpoint_the_recipe_may_change(tmp_path: Path) -> No
 
 def test_micro_batches_give_the_same_curve(tmp_path: Path) -> None:
     trainer = Trainer(tmp_path)
-    recipe: dict[str, Any] = {
-        "learning_rate": 1e-4
-    }  # AdamW's first steps are as long for a gradient of rounding errors as for any
+    # Small, because AdamW's first steps are as long for a gradient of rounding errors as for any other.
+    recipe: dict[str, Any] = {"learning_rate": 1e-4}
     trainer(output=tmp_path / "whole", **recipe)
     trainer(micro_batch_size=2, **recipe)
     for (_, one), (_, other) in zip(losses(trainer.run), losses(tmp_path / "whole"), strict=True):

@@ -131,16 +131,20 @@ def test_dropout_is_drawn_again_alike() -> None:
     module = Dropping()
     reference = copy.deepcopy(module)
     images, texts = torch.randn(10, 6), torch.randn(10, 6)
+
+    def loss(images: Tensor, texts: Tensor) -> Tensor:
+        return contrast(F.dropout(images, 0.1), texts)  # draws as well, between the two passes
+
     torch.manual_seed(11)
-    expected = contrast(*in_one_graph(reference, images, texts, 4))
+    expected = loss(*in_one_graph(reference, images, texts, 4))
     expected.backward()
     after = torch.rand(3)
     torch.manual_seed(11)
-    value = backward(module, images, texts, contrast, micro_batch_size=4)
+    value = backward(module, images, texts, loss, micro_batch_size=4)
     assert value.item() == pytest.approx(expected.item(), rel=1e-6)
     check_gradients(module, reference)
     assert torch.equal(torch.rand(3), after)  # the generator goes on as after one pass
-    assert backward(module, images, texts, contrast, micro_batch_size=4).item() != pytest.approx(value.item(), rel=1e-6)
+    assert backward(module, images, texts, loss, micro_batch_size=4).item() != pytest.approx(value.item(), rel=1e-6)
 
 
 def test_patch_dropout_is_drawn_again_alike(tiny_vit: CLIP) -> None:

@@ -79,7 +79,10 @@ def expand(address: str) -> list[str]:
                 shards.append(one)
                 continue
             anchor = Path(Path(one).anchor or ".")
-            found = sorted(str(path) for path in anchor.glob(str(Path(one).relative_to(Path(one).anchor))))
+            try:
+                found = sorted(str(path) for path in anchor.glob(str(Path(one).relative_to(Path(one).anchor))))
+            except (ValueError, NotImplementedError) as error:  # such as *** in Python 3.11 and 3.12
+                raise DataError(f"{one}: is no pattern ({error}); correct the address") from error
             if not found:
                 raise DataError(f"{one}: no file fits this pattern; check the address")
             shards += found

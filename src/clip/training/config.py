@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import inspect
 import math
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -195,7 +196,8 @@ _KINDS = {int: "a whole number", float: "a finite number", bool: "true or false"
 
 def _is(value: object, kind: type) -> bool:
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        # Also False for NaN, and for whole numbers that no float can hold.
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -218,7 +220,7 @@ def read_toml(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
             values = tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     known = list(known)
     for key in values:

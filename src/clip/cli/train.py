@@ -9,7 +9,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
@@ -215,6 +215,7 @@ def _plot(run: str | None, file: str) -> int:
 
 def _train(session: Session, inputs: Inputs, recipe: TrainConfig, *, is_dry: bool, as_json: bool) -> int:
     from clip.data.augment import Augmentation, TrainingPreprocess
+    from clip.training.allocator import keep_freed_memory
     from clip.training.distributed import FailedElsewhereError, processes
     from clip.training.loop import StoppedError, train
 
@@ -229,6 +230,8 @@ def _train(session: Session, inputs: Inputs, recipe: TrainConfig, *, is_dry: boo
         }
         if is_dry:
             return _dry_run(inputs, recipe, source, model, common, as_json)
+        if these.device.type == "cpu":
+            keep_freed_memory()
         with _bar(session, these) as on_step:
             try:
                 result = train(
@@ -321,7 +324,7 @@ def _teacher(
 def _source(inputs: Inputs) -> Source:
     from clip.data.sources import Mixture, open_source
 
-    sources: list[Any] = [
+    sources: list[Source] = [
         open_source(
             address,
             kind=inputs.data_kind,  # type: ignore[arg-type]  # checked there
@@ -333,8 +336,8 @@ def _source(inputs: Inputs) -> Source:
         for address in inputs.data
     ]
     if len(sources) == 1:
-        return cast("Source", sources[0])
-    return cast("Source", Mixture(tuple(sources), inputs.data_weights or None))
+        return sources[0]
+    return Mixture(tuple(sources), inputs.data_weights or None)
 
 
 def _start(session: Session, inputs: Inputs, recipe: TrainConfig, these: Processes) -> tuple[CLIP, Preprocess]:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -257,9 +258,15 @@ def _in_processes(plan: _Plan, decoder: _Decoder, workers: int) -> Generator[_De
         batch_size=None,
         collate_fn=_same,  # type: ignore[arg-type]  # without a batch size it is given single items
         num_workers=workers,
+        worker_init_fn=_leave_interrupts_to_the_parent,
         prefetch_factor=-(-_chunks_ahead(plan, decoder, workers) // workers),
     )
     yield from loader
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal, and a run that wants to save its state needs its next batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _chunks_ahead(plan: _Plan, decoder: _Decoder, workers: int) -> int:

@@ -26,10 +26,13 @@ class Sample:
 class Source(Protocol):
     """Records in a fixed order, read one at a time and in any order. Must be picklable: workers get a copy."""
 
-    name: str
-    """For messages and reports: the address it was opened by."""
-    class_names: tuple[str, ...]
-    """Empty where records have captions and no classes."""
+    @property
+    def name(self) -> str:
+        """For messages and reports: the address it was opened by."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Empty where records have captions and no classes."""
 
     def __len__(self) -> int: ...
 

@@ -78,6 +78,9 @@ def run(arguments: Sequence[str]) -> int:
         status = group.main(arguments, prog_name="clip", obj=session, standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else DONE
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()  # its message is the help, of lines that are ours
+        return WRONG_USAGE
     except click.UsageError as error:
         click.UsageError(printable(error.format_message()), ctx=error.ctx).show()
         return WRONG_USAGE

@@ -33,7 +33,8 @@ def test_help_lists_the_verbs_in_their_order(clip_run: Run) -> None:
 def test_no_arguments_show_the_help_and_are_wrong_usage(clip_run: Run) -> None:
     outcome = clip_run()
     assert (outcome.status, outcome.out) == (2, "")
-    assert "Usage: clip" in outcome.err
+    assert outcome.err.startswith("Usage: clip")
+    assert "\n  train " in outcome.err  # in lines
 
 
 def test_the_version_is_that_of_the_package(clip_run: Run) -> None:

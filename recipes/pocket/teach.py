@@ -43,7 +43,7 @@ TEMPLATES = (
     *("clip art of a {}", "a cartoon {}", "a sketch of a {}", "a black icon of a {}", "a colourful picture of a {}"),
     *("{} emoji", "{} icon", "a flat drawing of {}", "an illustration of {}", "a photograph of the {}", "this is a {}"),
 )
-SHARES = {"label": 0.35, "caption": 0.15, "lemma": 0.35, "composition": 0.15}
+SHARES = {"label": 0.3, "caption": 0.12, "lemma": 0.46, "composition": 0.12}
 GLOSSES_EVERY = 8  # steps: they are long, and apart from the short texts nothing has to be padded
 LONGEST = 40  # tokens of a text in training
 TEACHER_TEMPERATURE = 0.07

@@ -226,7 +226,7 @@ def _train(session: Session, inputs: Inputs, recipe: TrainConfig, *, is_dry: boo
         common: dict[str, Any] = {
             "preprocess": preprocess,
             "transform": TrainingPreprocess(preprocess, augmentation=Augmentation(**dials)),
-            "teacher": _teacher(session, inputs, source, model, preprocess, these),
+            "teacher": _teacher(session, inputs, recipe, source, model, preprocess, these),
         }
         if is_dry:
             return _dry_run(inputs, recipe, source, model, common, as_json)
@@ -306,7 +306,13 @@ def _evaluators(inputs: Inputs, preprocess: Preprocess) -> list[Evaluator]:
 
 
 def _teacher(
-    session: Session, inputs: Inputs, source: Source, model: CLIP, preprocess: Preprocess, these: Processes
+    session: Session,
+    inputs: Inputs,
+    recipe: TrainConfig,
+    source: Source,
+    model: CLIP,
+    preprocess: Preprocess,
+    these: Processes,
 ) -> Teacher | None:
     from clip.training.teacher import FileTeacher, ModelTeacher
 
@@ -315,7 +321,13 @@ def _teacher(
         if images or texts:
             raise click.UsageError("give --teacher, or files of a teacher's embeddings, and not both")
         network, its_preprocess = options.load_model(session, inputs.teacher, str(these.device))
-        return ModelTeacher(network, its_preprocess, student=model, student_preprocess=preprocess)
+        return ModelTeacher(
+            network,
+            its_preprocess,
+            student=model,
+            student_preprocess=preprocess,
+            micro_batch_size=recipe.micro_batch_size,
+        )
     if images or texts:
         return FileTeacher(images=images, texts=texts, records=len(source), student=model)
     return None

@@ -189,10 +189,15 @@ class Towers(nn.Module):
         self.is_bf16 = is_bf16
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """images: (B, 3, S, S); texts: (B, T). Returns image and text embeddings (B, E), fp32, unit norm."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.is_bf16):
-            image_features = self.model.encode_image(images)
-            text_features = self.model.encode_text(texts)
+        """images: (B, 3, S, S); texts: (B, T). Returns image and text embeddings (B, E), fp32, unit norm.
+
+        Inputs may lie in main memory: they are moved to the model's device here, so that of a large batch only the
+        micro-batch under way is there.
+        """
+        device = self.model.logit_scale.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.is_bf16):
+            image_features = self.model.encode_image(images.to(device, non_blocking=True))
+            text_features = self.model.encode_text(texts.to(device, non_blocking=True))
         return normalized(image_features), normalized(text_features)
 
 

@@ -107,14 +107,13 @@ def _counted(model: CLIP, config: TrainConfig, source: Source, transform: Any) -
     batch = next(iter(stream))
     if not batch.keys:
         raise DataError(f"{source.name}: none of the first records can be read; {batch.failures[0].message}")
-    device = model.logit_scale.device
     towers = Towers(model, is_bf16=config.precision == "bf16")
     model.set_gradient_checkpointing(config.gradient_checkpointing)
     model.train()
     kept = _Kept(model)
     hooks = torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack)
     with FlopCounterMode(display=False) as counter, hooks:
-        images, texts = towers(batch.images.to(device), batch.texts.to(device))
+        images, texts = towers(batch.images, batch.texts)
     del images, texts
     # Twice the forward pass again for the gradients of activations and of weights.
     return 3 * counter.get_total_flops() // len(batch.keys), kept.bytes // len(batch.keys)

@@ -276,8 +276,8 @@ class _Training:
         with _compiler_errors():
             value = gradient_cache.backward(
                 self.shared.encode,
-                batch.images.to(these.device, non_blocking=True),
-                batch.texts.to(these.device, non_blocking=True),
+                batch.images,
+                batch.texts,
                 # The wrappers average gradients over the processes; those of the loss are parts of a sum.
                 lambda images, texts: loss(images, texts) * these.world_size,
                 micro_batch_size=micro_batch_size,

@@ -27,12 +27,24 @@ Targets = tuple[Tensor | None, Tensor | None]
 
 class ModelTeacher:
     """Another model, which sees what the student sees: the same augmented pictures at its own size and statistics, and
-    the same captions, cut to its own context."""
+    the same captions, cut to its own context.
 
-    def __init__(self, model: CLIP, preprocess: Preprocess, *, student: CLIP, student_preprocess: Preprocess) -> None:
+    micro_batch_size: pairs that go through it at once; by default the whole batch.
+    """
+
+    def __init__(
+        self,
+        model: CLIP,
+        preprocess: Preprocess,
+        *,
+        student: CLIP,
+        student_preprocess: Preprocess,
+        micro_batch_size: int | None = None,
+    ) -> None:
         _check_width("the teacher", model.config.embed_dim, student)
         self._model = model.eval()
         self._size = preprocess.size
+        self._micro_batch_size = micro_batch_size
         device = model.logit_scale.device
 
         def column(values: tuple[float, ...]) -> Tensor:
@@ -44,17 +56,28 @@ class ModelTeacher:
 
     def __call__(self, batch: Batch) -> Targets:
         model = self._model
-        device = model.logit_scale.device
-        if not len(batch.keys):
-            empty = torch.zeros(0, model.config.embed_dim, device=device)
+        rows = len(batch.keys)
+        if not rows:
+            empty = torch.zeros(0, model.config.embed_dim, device=model.logit_scale.device)
             return empty, empty
-        images = batch.images.to(device)
+        ids = torch.from_numpy(token_ids(batch.captions, model.context_length, truncate=True, special_words=False))
+        size = self._micro_batch_size or rows
+        parts = [
+            self._encode(batch.images[start : start + size], ids[start : start + size])
+            for start in range(0, rows, size)
+        ]
+        images, texts = (torch.cat(side) for side in zip(*parts, strict=True))
+        return images, texts
+
+    def _encode(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        model = self._model
+        device = model.logit_scale.device
+        images = images.to(device)
         if images.shape[-1] != self._size:
             images = F.interpolate(images, (self._size, self._size), mode="bicubic", antialias=True)
-        ids = token_ids(batch.captions, model.context_length, truncate=True, special_words=False)
         with torch.no_grad():
             image_features = model.encode_image(images * self._factor + self._offset)
-            text_features = model.encode_text(torch.from_numpy(ids).to(device))
+            text_features = model.encode_text(texts.to(device))
         return normalized(image_features), normalized(text_features)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,6 +18,7 @@ import clip
 from clip.data.loading import Batch
 from clip.errors import ClipError, ConfigError, DataError
 from clip.model import CLIP, CLIPConfig
+from clip.training.distributed import Towers
 from clip.training.loop import StepReport, StoppedError
 from clip.training.report import read_metrics
 from clip.training.start import fresh_model, with_logit_bias
@@ -166,6 +168,42 @@ def test_micro_batches_give_the_same_curve(tmp_path: Path) -> None:
         assert one == pytest.approx(other, abs=1e-5)
 
 
+def test_only_a_micro_batch_is_in_a_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, teacher = new_model(), new_model()
+    seen: dict[str, set[int]] = {"student": set(), "teacher": set()}
+    for who, network in (("student", model), ("teacher", teacher)):
+
+        def noting(images: Tensor, who: str = who, encode: Any = network.encode_image) -> Tensor:
+            seen[who].add(len(images))
+            return encode(images)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(network, "encode_image", noting)
+    target = ModelTeacher(teacher, PREPROCESS, student=model, student_preprocess=PREPROCESS, micro_batch_size=4)
+    Trainer(tmp_path)(model=model, teacher=target, batch_size=12, micro_batch_size=4, steps=1)
+    assert seen == {"student": {4}, "teacher": {4}}
+
+
+class Elsewhere(torch.nn.Module):
+    """A model on another device than its inputs, whose features are the inputs themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = torch.nn.Parameter(torch.zeros((), device="meta"))
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        return image.flatten(1)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        return text.float()
+
+
+def test_the_towers_take_their_rows_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # "meta" has none
+    towers = Towers(Elsewhere(), is_bf16=False)  # type: ignore[arg-type]
+    embeddings = towers(torch.zeros(2, 3, 4, 4), torch.zeros(2, 16, dtype=torch.int64))
+    assert [side.device.type for side in embeddings] == ["meta", "meta"]
+
+
 def test_bad_records_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = Trainer(tmp_path)
     trainer(epochs=2, batch_size=12, source=Colours(broken=(3, 7)))
@@ -274,12 +312,17 @@ def test_a_teacher_of_another_size_sees_the_same_picture() -> None:
     target = ModelTeacher(teacher, its_own, student=new_model(), student_preprocess=PREPROCESS)
     source = Colours(count=3)
     pixels = [clip.images.read_pixels(source[i].image) for i in range(3)]
-    images, texts = target(_batch(torch.stack([PREPROCESS(each) for each in pixels]), ["a", "b", "c"]))
+    batch = _batch(torch.stack([PREPROCESS(each) for each in pixels]), ["a", "b", "c"])
+    images, texts = target(batch)
     with torch.no_grad():
         expected = clip.features.normalized(teacher.encode_image(torch.stack([its_own(each) for each in pixels])))
     torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
     assert texts is not None
     assert texts.shape == (3, 16)
+    in_parts = ModelTeacher(teacher, its_own, student=new_model(), student_preprocess=PREPROCESS, micro_batch_size=2)(
+        batch
+    )
+    torch.testing.assert_close(in_parts, (images, texts))
 
 
 def _batch(images: Tensor, captions: list[str], rows: list[int] | None = None) -> Batch:

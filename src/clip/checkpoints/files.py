@@ -28,7 +28,7 @@ from clip.errors import CheckpointError, ConfigError, ConversionError, StateDict
 from clip.model import CLIP, SIZES_IN_ARCHIVES, Activation, CLIPConfig, load_weights
 from clip.preprocess import Preprocess
 
-__all__ = ["Checkpoint", "Format", "fingerprint", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "Format", "fingerprint", "read_checkpoint", "read_licence", "write_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class Checkpoint:
     """What was found, in words: the format and where the activation comes from."""
     licence: str = ""
     """Terms of the weights, where the file says so."""
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """How ``clip train`` made the weights, as plain JSON values; empty for others. Only everyclip files hold it."""
 
     def build(self) -> CLIP:
         """The model with these very tensors, in eval mode. Raises StateDictError if they do not fit."""
@@ -60,6 +62,21 @@ class Checkpoint:
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_licence(path: str | os.PathLike[str]) -> str:
+    """The terms that a file states for its weights, or "" where it states none; no tensor is read.
+
+    Only everyclip's own files state any. Raises nothing for other files, nor for damaged ones.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return ""
+    return str(header.get("licence", "")) if header.get("format") == "everyclip" else ""
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, activation: Activation | None = None) -> Checkpoint:
@@ -273,6 +290,7 @@ def _understand_own(found: _Found) -> Checkpoint:
     try:
         config = CLIPConfig.from_dict(json.loads(header["config"]))
         preprocess = Preprocess.from_dict(json.loads(header["preprocess"]))
+        training = dict(json.loads(header.get("training", "{}")))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"the header is not that of an everyclip file: {type(error).__name__}: {error}"
@@ -290,6 +308,7 @@ def _understand_own(found: _Found) -> Checkpoint:
         preprocess=preprocess,
         source=f"everyclip file, {config.activation} by its header",
         licence=header.get("licence", ""),
+        training=training,
     )
 
 
@@ -399,6 +418,8 @@ def _write_own(checkpoint: Checkpoint, path: Path, int8_rows: tuple[str, ...]) -
         "licence": checkpoint.licence,
         "fingerprint": fingerprint(checkpoint.config, dict(_dequantised(tensors))),
     }
+    if checkpoint.training:
+        header["training"] = json.dumps(dict(checkpoint.training), ensure_ascii=False)
     _save_safetensors(tensors, path, header)
 
 

@@ -15,7 +15,7 @@ import torch
 
 import clip
 from clip.checkpoints import files
-from clip.checkpoints.files import Checkpoint, Format, fingerprint, read_checkpoint, write_checkpoint
+from clip.checkpoints.files import Checkpoint, Format, fingerprint, read_checkpoint, read_licence, write_checkpoint
 from clip.errors import CheckpointError, ConversionError, StateDictError
 from clip.model import CLIP, CLIPConfig, convert_weights
 from clip.preprocess import Preprocess
@@ -359,6 +359,8 @@ def _rewrite_header(path: Path, change: Callable[[dict[str, str]], None]) -> Non
         (lambda h: h.update(config=h["config"].replace("{", '{"extra": 1, ', 1)), "unknown configuration keys"),
         (lambda h: h.update(config=h["config"].replace("quick_gelu", "relu")), "activation is 'relu'"),
         (lambda h: h.update(preprocess=h["preprocess"].replace('"size": 32', '"size": 64')), "contradict each other"),
+        (lambda h: h.update(training="{"), "not that of an everyclip file"),
+        (lambda h: h.update(training="17"), "not that of an everyclip file"),
     ],
 )
 def test_headers_that_lie_are_refused(
@@ -369,6 +371,28 @@ def test_headers_that_lie_are_refused(
     _rewrite_header(path, change)
     with pytest.raises(CheckpointError, match=reason):
         read_checkpoint(path)
+
+
+def test_how_it_was_trained_is_kept(tmp_path: Path, tiny_vit: CLIP) -> None:
+    training = {"steps": 30, "data": ["Wörter.csv"], "augmentation": {"crop_scale": [0.9, 1.0]}}
+    path = tmp_path / "trained.safetensors"
+    write_checkpoint(_checkpoint(tiny_vit, training=training), path)
+    assert read_checkpoint(path).training == training
+    clip.convert(path, tmp_path / "again.safetensors", "everyclip")
+    assert read_checkpoint(tmp_path / "again.safetensors").training == training
+    _rewrite_header(path, lambda header: header.update(entry_of_a_later_version="x"))
+    assert read_checkpoint(path).training == training
+    _rewrite_header(path, lambda header: header.pop("training"))  # as files were before
+    assert read_checkpoint(path).training == {}
+
+
+def test_licences_are_read_without_the_weights(tmp_path: Path, tiny_vit: CLIP) -> None:
+    write_checkpoint(_checkpoint(tiny_vit, licence="CC BY 4.0"), tmp_path / "own")
+    write_checkpoint(_checkpoint(tiny_vit), tmp_path / "other", "openclip")
+    (tmp_path / "text").write_text("no checkpoint")
+    assert read_licence(tmp_path / "own") == "CC BY 4.0"
+    for path in ("other", "other/open_clip_model.safetensors", "text", "missing"):
+        assert read_licence(tmp_path / path) == ""
 
 
 # Damaged and foreign files ------------------------------------------------------------------------------------------

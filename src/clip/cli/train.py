@@ -9,6 +9,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib.resources import files as package_files
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
@@ -243,6 +244,7 @@ def _train(session: Session, inputs: Inputs, recipe: TrainConfig, *, is_dry: boo
                     evaluators=_evaluators(inputs, preprocess),
                     these=these,
                     about={"inputs": {name: getattr(inputs, name) for name in RECORDED}},
+                    licence="" if inputs.model is None else _licence(inputs.model),
                     on_step=on_step,
                     tensorboard=inputs.tensorboard,
                 )
@@ -366,6 +368,14 @@ def _start(session: Session, inputs: Inputs, recipe: TrainConfig, these: Process
     assert inputs.architecture is not None
     model = fresh_model(inputs.architecture, seed=recipe.seed, logit_bias=recipe.loss == "sigmoid")
     return model.to(these.device), Preprocess(size=model.config.image_resolution)
+
+
+def _licence(name: str) -> str:
+    """Terms of the start's weights, where its file says so; files in other formats and published ones do not."""
+    from clip.checkpoints.files import read_licence
+    from clip.clip import BUNDLED
+
+    return read_licence(str(package_files("clip") / f"{BUNDLED}.safetensors") if name == BUNDLED else name)
 
 
 def _tell(session: Session, result: TrainResult, as_json: bool) -> None:

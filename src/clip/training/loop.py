@@ -16,7 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import FrameType
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+import clip
 from clip.checkpoints.files import Checkpoint, fingerprint
 from clip.data.loading import Batch, batches
 from clip.data.order import steps_per_epoch
@@ -125,6 +126,7 @@ def train(
     teacher: Teacher | None = None,
     these: Processes | None = None,
     about: Mapping[str, Any] | None = None,
+    licence: str = "",
     on_step: Callable[[StepReport], None] | None = None,
     tensorboard: bool = False,
 ) -> TrainResult:
@@ -135,6 +137,7 @@ def train(
     evaluators: run on rank 0 with the model that would be the result.
     these: from ``processes()``; by default this process alone, on the model's device.
     about: whatever else tells this run from another, as plain JSON values; may not change when it goes on.
+    licence: terms of the start's weights, which the files of the run carry on.
     Raises ConfigError if ``output`` holds another run or is in use, StoppedError after SIGINT or SIGTERM, ClipError if
     the loss is not finite.
     """
@@ -145,7 +148,7 @@ def train(
             these.from_first(lambda: stack.enter_context(run.locked()))
         else:
             these.from_first(lambda: None)
-        story = _Training(model, config, source, run, preprocess, transform, teacher, these, about or {})
+        story = _Training(model, config, source, run, preprocess, transform, teacher, these, about or {}, licence)
         return story.tell(evaluators, on_step or (lambda report: None), tensorboard=tensorboard)
 
 
@@ -163,6 +166,7 @@ class _Training:
         teacher: Teacher | None,
         these: Processes,
         about: Mapping[str, Any],
+        licence: str,
     ) -> None:
         self.model = model
         self.config = config
@@ -173,6 +177,7 @@ class _Training:
         self.teacher = teacher
         self.these = these
         self.about = about
+        self.licence = licence
         self.total_steps = config.total_steps(steps_per_epoch(len(source), config.batch_size))
         self.average: dict[str, Tensor] = {}
         self.failures = 0
@@ -425,18 +430,32 @@ class _Training:
             metrics_bytes=self.metrics.forced_to_disk(),
         )
         about = {"world_size": self.these.world_size, "total_steps": self.total_steps, "run": self.record}
-        checkpoint = self._checkpoint(stored.weights)
+        checkpoint = self._checkpoint(stored.weights, step)
         self.these.from_first(lambda: self.run.save(checkpoint, stored, keep=self.config.keep, about=about))
 
-    def _checkpoint(self, weights: dict[str, Tensor]) -> Checkpoint:
+    def _checkpoint(self, weights: dict[str, Tensor], step: int) -> Checkpoint:
+        """Weights as a file that tells whoever gets it alone what they are and how they were made."""
         return Checkpoint(
-            config=self.model.config, state_dict=weights, preprocess=self.preprocess, source="training", licence=""
+            config=self.model.config,
+            state_dict=weights,
+            preprocess=self.preprocess,
+            source="training",
+            licence=self.licence,
+            training={
+                "everyclip": clip.__version__,
+                "start": self.record["start"],
+                "data": [_end_of_address(part.name) for part in getattr(self.source, "parts", (self.source,))],
+                "augmentation": self.record["augmentation"],
+                "steps": step,
+                "batch_size": self.config.batch_size,
+                "seed": self.config.seed,
+            },
         )
 
     # The result -------------------------------------------------------------------------------------------------------
 
-    def _outcome(self) -> Checkpoint:
-        """What the run would give if it ended now: averaged, and mixed with the start, where that was asked for.
+    def _outcome(self, step: int) -> Checkpoint:
+        """What the run would give if it ended with this step: averaged, and mixed with the start, where asked for.
 
         On the first process; the others take part and get no weights.
         """
@@ -448,12 +467,12 @@ class _Training:
                 name: torch.lerp(self.start[name], value, self.config.wise_ft) if value.is_floating_point() else value
                 for name, value in weights.items()
             }
-        return self._checkpoint(weights)
+        return self._checkpoint(weights, step)
 
     def _evaluate(self, evaluators: Sequence[Evaluator], step: int) -> None:
         if not evaluators:
             return
-        outcome = self._outcome()
+        outcome = self._outcome(step)
 
         def evaluate() -> dict[str, float]:
             copy = {name: value.to(self.these.device, copy=True) for name, value in outcome.state_dict.items()}
@@ -464,7 +483,7 @@ class _Training:
         self.metrics.write({"step": step, **self.these.from_first(evaluate)})
 
     def _finish(self) -> None:
-        outcome = self._outcome()
+        outcome = self._outcome(self.total_steps)
 
         def finish() -> None:
             self.run.write_model(outcome)
@@ -594,6 +613,11 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     """Of the generators in one step of one process; the same whenever that step is made."""
     digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def _end_of_address(address: str) -> str:
+    """The last two parts: a model is handed on, and whose disk or signed link the data came from is private."""
+    return "/".join(PurePath(address.partition("?")[0]).parts[-2:])
 
 
 def _equal(batch: Batch) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import clip
+from clip.checkpoints.files import read_checkpoint
 from clip.cli.train import Inputs, command
 from clip.training.config import TrainConfig, field_docs
 from conftest import Run
@@ -47,6 +48,18 @@ def test_a_run_its_repetition_and_its_curves(clip_run: Run, words: list[object],
     other = clip_run(*words, "--seed", 1)
     assert other.status == 2
     assert "holds a run with other settings: seed was 0 and is 1; repeat its command" in other.err
+
+
+def test_the_result_says_how_it_was_made_and_keeps_the_licence(
+    clip_run: Run, words: list[object], model_file: str, tmp_path: Path
+) -> None:
+    model, preprocess = clip.load(model_file, device="cpu")
+    clip.save(model, tmp_path / "start.safetensors", preprocess, licence="CC BY 4.0")
+    assert clip_run(*words, "--model", tmp_path / "start.safetensors", "--flip", 0.5).status == 0
+    checkpoint = read_checkpoint(tmp_path / "run" / "model.safetensors")
+    assert checkpoint.licence == "CC BY 4.0"
+    assert checkpoint.training["augmentation"]["flip"] == 0.5
+    assert checkpoint.training["data"] == [f"{tmp_path.name}/pairs"]
 
 
 def test_validation_is_printed(clip_run: Run, words: list[object], pairs: Path) -> None:

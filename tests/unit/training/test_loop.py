@@ -15,7 +15,10 @@ from colours import PREPROCESS, Colours, Trainer, new_model
 from torch import Tensor
 
 import clip
+from clip.checkpoints.files import fingerprint, read_checkpoint
+from clip.data.augment import Augmentation, TrainingPreprocess
 from clip.data.loading import Batch
+from clip.data.sources import Mixture
 from clip.errors import ClipError, ConfigError, DataError
 from clip.model import CLIP, CLIPConfig
 from clip.training.distributed import Towers
@@ -489,6 +492,30 @@ def test_what_is_recorded(tmp_path: Path) -> None:
     assert record["inputs"] == {"template": ["a {}"]}
     with pytest.raises(ConfigError, match=r"inputs\.template was .* and is "):
         trainer(steps=5, about={"inputs": {"template": ["b {}"]}})
+
+
+def test_a_model_file_tells_how_it_was_made(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path)
+    preprocess = TrainingPreprocess(PREPROCESS, augmentation=Augmentation(flip=0.5))
+    two = Mixture(
+        (Colours(name="/home/somebody/sets/colours"), Colours(name="https://host/a/b.tar?signature=0")), (0.5, 0.5)
+    )
+    result = trainer(
+        steps=4, checkpoint_every=2, seed=7, source=two, transform=preprocess, licence="CC BY 4.0", batch_size=6
+    )
+    files = [trainer.run / "checkpoints" / "step_00000002" / "model.safetensors", result.model]
+    for steps, file in zip((2, 4), files, strict=True):
+        checkpoint = read_checkpoint(file)
+        assert checkpoint.licence == "CC BY 4.0"
+        assert checkpoint.training == {
+            "everyclip": clip.__version__,
+            "start": fingerprint(checkpoint.config, new_model().state_dict()),
+            "data": ["sets/colours", "a/b.tar"],
+            "augmentation": preprocess.augmentation.to_dict(),
+            "steps": steps,
+            "batch_size": 6,
+            "seed": 7,
+        }
 
 
 def test_fresh_models_by_name_and_seed() -> None:

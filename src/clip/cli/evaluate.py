@@ -33,6 +33,7 @@ TASKS = ("auto", "classification", "retrieval", "linear-probe", "few-shot")
 clip evaluate ViT-B/32 --data imagenet/val --class-names imagenet.txt
 clip evaluate run/model.safetensors --data pairs.csv --against pocket
 clip evaluate pocket --data fashion/test --train fashion/train --html fashion.html
+clip evaluate pocket --probe --probe-count 50
 """,
 )
 @click.argument("model", default="pocket", metavar="[MODEL]")
@@ -57,6 +58,8 @@ clip evaluate pocket --data fashion/test --train fashion/train --html fashion.ht
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take N test pictures, evenly spaced.")
 @click.option("--against", metavar="MODEL", help="Another model: also show the difference, picture by picture.")
 @click.option("--probe", is_flag=True, help="Also test counting, colours, places and negation on generated pictures.")
+@click.option("--things", metavar="FOLDER", help="Pictures of single things for --probe, in place of shapes.")
+@click.option("--probe-count", type=click.IntRange(min=1), metavar="N", help="Scenes of each kind, by default 200.")
 @click.option(
     "--bootstrap",
     "resamples",
@@ -89,6 +92,8 @@ def command(
     limit: int | None,
     against: str | None,
     probe: bool,
+    things: str | None,
+    probe_count: int | None,
     resamples: int,
     seed: int,
     html: str | None,
@@ -107,12 +112,21 @@ def command(
         raise click.UsageError("pass --data ADDRESS, or --probe for generated pictures")
     if data is None and (train or against or class_names):
         raise click.UsageError("--train, --against and --class-names need --data ADDRESS")
+    if not probe and (things is not None or probe_count is not None):
+        raise click.UsageError("--things and --probe-count are about --probe; pass it too")
     if html is not None and not Path(html).parent.is_dir():
         raise click.UsageError(f"--html {html!r}: its folder does not exist; create it")
+    if html is not None:
+        from clip.html_page import new_figure
 
+        new_figure()  # raises without matplotlib, which would be late after the model's work
+
+    from clip.evaluation import probe as generated
     from clip.evaluation import prompts
     from clip.evaluation.evaluate import compare, evaluate, tasks_of
     from clip.evaluation.results import Evaluation
+    from clip.evaluation.scenes import kinds_of, shapes
+    from clip.evaluation.things import read_things
 
     names = prompts.read_names(class_names) if class_names is not None else []
     templates = [*template, *(prompts.read_templates(templates_file) if templates_file is not None else ())]
@@ -144,6 +158,8 @@ def command(
                 advance=bar.advance,
             )
 
+    vocabulary = shapes() if things is None else read_things(things)
+
     network, preprocess = options.load_model(session, model, device)
     if source is not None:
         result = measure(model, network, preprocess, source)
@@ -155,10 +171,17 @@ def command(
         other = measure(against, *options.load_model(session, against, device), source)
         result = dataclasses.replace(result, comparison=compare(result, other))
     if probe:
-        from clip.evaluation import probe as generated
-
-        with progress(session, "Probing", lambda: None) as bar:
-            found = generated.run(network, preprocess, seed=seed, batch_size=batch_size, progress=bar.advance)
+        count = probe_count or generated.DEFAULT_COUNT
+        with progress(session, "Probing", lambda: 2 * count * len(kinds_of(vocabulary))) as bar:
+            found = generated.run(
+                network,
+                preprocess,
+                count=count,
+                seed=seed,
+                things=vocabulary,
+                batch_size=batch_size,
+                progress=bar.advance,
+            )
         result = dataclasses.replace(result, probe=found)
     if as_json:
         print(json_line(_rounded(result.to_dict())), flush=True)
@@ -282,7 +305,7 @@ def _sections(result: Evaluation) -> Iterator[tuple[str, list[Row], list[str]]]:
         title = f"difference to {printable(result.comparison.other)}"
         yield title, _rows(result.comparison.measures), ["an interval that holds 0 shows no difference"]
     if result.probe is not None:
-        yield "generated probe", _rows(result.probe.measures), []
+        yield "generated probe", _rows(result.probe.measures), [f"it {verdict}" for verdict in result.probe.verdicts]
 
 
 def _classification(title: str, part: ClassificationResult) -> Iterator[tuple[str, list[Row], list[str]]]:

@@ -6,6 +6,7 @@ others keep their own labels.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,7 +21,17 @@ from clip.features import AnyImage, Failure, encode_images
 from clip.model import CLIP
 from clip.preprocess import Preprocess
 
-__all__ = ["Classes", "EmbeddedSource", "embed_source", "labelled", "same_text"]
+__all__ = [
+    "Answers",
+    "Classes",
+    "EmbeddedSource",
+    "declared_answers",
+    "embed_source",
+    "labelled",
+    "labelled_alike",
+    "read_answers",
+    "same_text",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,7 +70,7 @@ def embed_source(
     advance: told how many records are done.
     Raises DataError if no picture can be read.
     """
-    rows = range(len(source)) if limit is None else _evenly(len(source), limit)
+    rows = _rows(source, limit)
     if not rows:
         raise DataError(f"{source.name}: has no records; check the address")
     read: list[tuple[int, Sample]] = []  # position in the stream → record, without its picture
@@ -108,13 +119,60 @@ def embed_source(
     )
 
 
-def _evenly(count: int, limit: int) -> list[int]:
+def _rows(source: Source, limit: int | None) -> Sequence[int]:
+    count = len(source)
+    if limit is None:
+        return range(count)
     if limit < 1:
         raise ConfigError(f"limit is {limit}; it must be at least 1")
     return [i * count // min(limit, count) for i in range(min(limit, count))]
 
 
 # Labels ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answers:
+    """What is known of N records without their pictures; the fields are those of ``EmbeddedSource``."""
+
+    name: str
+    captions: tuple[tuple[str, ...], ...]
+    labels: Tensor | None
+    class_names: tuple[str, ...]
+
+
+def declared_answers(source: Source) -> Answers:
+    """A record for each class that the source names; where it names none, those that it has."""
+    names = tuple(source.class_names)
+    if not names:
+        return read_answers(source)
+    captions = tuple((name,) for name in names)
+    return Answers(name=source.name, captions=captions, labels=torch.arange(len(names)), class_names=names)
+
+
+def read_answers(source: Source, *, limit: int | None = None) -> Answers:
+    """Those of all records that can be read, or of evenly spaced ones; no picture is decoded.
+
+    What cannot be read or has no label is passed over, and told when its picture is to be encoded.
+    """
+    captions: list[tuple[str, ...]] = []
+    labels: list[int] = []
+    for row in _rows(source, limit):
+        with contextlib.suppress(DataError):
+            sample = source[row]
+            if source.class_names:
+                if sample.label is None:
+                    continue
+                labels.append(sample.label)
+            captions.append(sample.captions)
+    if not captions:
+        raise DataError(f"{source.name}: has no record that can be read; check the address")
+    return Answers(
+        name=source.name,
+        captions=tuple(captions),
+        labels=torch.tensor(labels) if source.class_names else None,
+        class_names=tuple(source.class_names),
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -136,7 +194,7 @@ def same_text(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def labelled(data: EmbeddedSource, class_names: Sequence[str | Sequence[str]] = ()) -> Classes:
+def labelled(data: EmbeddedSource | Answers, class_names: Sequence[str | Sequence[str]] = ()) -> Classes:
     """The classes of a source, and the class of each picture.
 
     Without ``class_names``: the classes of the source; if it has none, its distinct captions, in alphabetical order.
@@ -167,3 +225,15 @@ def labelled(data: EmbeddedSource, class_names: Sequence[str | Sequence[str]] = 
         f"{unknown[0]!r} (there are {choices(unknown[0], by_name)[:200]}); name them all as the data does, or give as "
         "many other names in the order of the data's classes"
     )
+
+
+def labelled_alike(
+    data: EmbeddedSource | Answers,
+    training: EmbeddedSource | Answers,
+    class_names: Sequence[str | Sequence[str]] = (),
+) -> tuple[Classes, Classes]:
+    """The classes of test pictures, and those of training pictures, whose captions may name classes of the test."""
+    classes = labelled(data, class_names)
+    if not training.class_names and not class_names:
+        class_names = classes.synonyms
+    return classes, labelled(training, class_names)

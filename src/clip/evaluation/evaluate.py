@@ -16,9 +16,9 @@ from clip.data.records import Source
 from clip.errors import ConfigError, DataError, choices
 from clip.evaluation import metrics
 from clip.evaluation.classification import evaluate_zero_shot
-from clip.evaluation.datasets import embed_source, labelled
+from clip.evaluation.datasets import declared_answers, embed_source, labelled, labelled_alike, read_answers
 from clip.evaluation.intervals import paired_difference
-from clip.evaluation.linear_probe import SHOTS, evaluate_few_shot, evaluate_linear_probe
+from clip.evaluation.linear_probe import SHOTS, check_taught, evaluate_few_shot, evaluate_linear_probe, untaught
 from clip.evaluation.prompts import DEFAULT_TEMPLATES
 from clip.evaluation.results import (
     ClassificationResult,
@@ -88,6 +88,8 @@ def evaluate(
         raise ConfigError(f"resamples is {resamples}; it must be at least 1")
     has_classes = bool(source.class_names or class_names)
     tasks = tasks_of(task, has_classes=has_classes, has_training=train is not None)
+    if train is not None:
+        _check_training(train, source, class_names, limit)
     data = embed_source(model, preprocess, source, batch_size=batch_size, workers=workers, limit=limit, advance=advance)
     failures = list(data.failures)
     classification: ClassificationResult | None = None
@@ -103,8 +105,7 @@ def evaluate(
     if train is not None and classification is not None:
         training = embed_source(model, preprocess, train, batch_size=batch_size, workers=workers, advance=advance)
         failures += training.failures
-        known = [*map(list, classes.synonyms)] if not train.class_names and not class_names else class_names
-        training_classes = labelled(training, known)
+        _, training_classes = labelled_alike(data, training, class_names)
         if "linear-probe" in tasks:
             linear_probe = evaluate_linear_probe(
                 training, training_classes, data, classes, resamples=resamples, seed=seed
@@ -136,6 +137,18 @@ def evaluate(
         linear_probe=linear_probe,
         few_shot=few_shot,
     )
+
+
+def _check_training(train: Source, test: Source, class_names: Sequence[str | Sequence[str]], limit: int | None) -> None:
+    """Raises DataError for a class that is tested and not taught, as far as that shows before pictures are encoded.
+
+    A source may name more classes than it has pictures of: what is missing by name is looked for among the records.
+    """
+    training = declared_answers(train)
+    classes = labelled_alike(declared_answers(test), training, class_names)
+    if untaught(*classes):
+        answers = read_answers(test, limit=limit)
+        check_taught(train.name, test.name, *labelled_alike(answers, training, class_names))
 
 
 def compare(one: Evaluation, other: Evaluation) -> Comparison:

@@ -37,11 +37,13 @@ __all__ = [
     "SHOTS",
     "LinearClassifier",
     "Sweep",
+    "check_taught",
     "evaluate_few_shot",
     "evaluate_linear_probe",
     "fit",
     "split",
     "sweep",
+    "untaught",
 ]
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -270,6 +272,24 @@ def _few_shot_point(shots: int, hits: Tensor, classes: int, resamples: int, seed
     )
 
 
+def untaught(classes: Classes, training_classes: Classes) -> set[str]:
+    """Names of classes that have test pictures and no training pictures."""
+    return _names_there(classes) - _names_there(training_classes)
+
+
+def check_taught(train_name: str, test_name: str, classes: Classes, training_classes: Classes) -> None:
+    """Raises DataError if there are ``untaught`` classes."""
+    if missing := untaught(classes, training_classes):
+        raise DataError(
+            f"{train_name}: has no pictures of {len(missing)} of the classes of {test_name}, such as {min(missing)!r}; "
+            "both must name classes alike"
+        )
+
+
+def _names_there(classes: Classes) -> set[str]:
+    return {classes.names[label] for label in set(classes.labels.tolist())}
+
+
 class _Task(NamedTuple):
     """Two sources whose labels mean the same."""
 
@@ -287,13 +307,8 @@ def _task(train: EmbeddedSource, train_classes: Classes, test: EmbeddedSource, t
 
     Raises DataError if a class of the test has no training picture, or there is only one class.
     """
-    trained = {train_classes.names[label] for label in set(train_classes.labels.tolist())}
-    missing = {test_classes.names[label] for label in set(test_classes.labels.tolist())} - trained
-    if missing:
-        raise DataError(
-            f"{train.name}: has no pictures of {len(missing)} of the classes of {test.name}, such as "
-            f"{min(missing)!r}; both must name classes alike"
-        )
+    check_taught(train.name, test.name, test_classes, train_classes)
+    trained = _names_there(train_classes)
     names = tuple(name for name in test_classes.names if name in trained)
     if len(names) < 2:
         raise DataError(f"{train.name}: has pictures of {len(names)} classes; at least two are needed")

@@ -39,10 +39,14 @@ LEVEL = 0.95
 
 
 class Part(Protocol):
-    """What ``Evaluation.probe`` holds: any result with measures that turns into JSON."""
+    """What ``Evaluation.probe`` holds: any result with measures and their meaning that turns into JSON."""
 
     @property
     def measures(self) -> tuple[Measure, ...]: ...
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """What the measures allow to be said, a sentence each."""
 
     def to_dict(self) -> dict[str, Any]: ...
 

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import re
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -156,11 +157,22 @@ def test_the_page_is_written(clip_run: Run, model_file: str, classes: Path, tmp_
     assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html")
 
 
+def test_without_matplotlib_a_page_is_refused_before_a_model_is_loaded(
+    clip_run: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    outcome = clip_run("evaluate", "no such model", "--data", table, "--html", tmp_path / "report.html")
+    assert outcome.status == 1
+    assert "pip install 'everyclip[plots]'" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "pass --data ADDRESS, or --probe"),
         (("--probe", "--train", "x"), "need --data"),
+        (("--data", "{table}", "--things", "x"), "--things and --probe-count are about --probe"),
+        (("--data", "{table}", "--probe-count", "3"), "--things and --probe-count are about --probe"),
         (("--data", "{table}", "--html", "nowhere/x.html"), "its folder does not exist"),
         (("--data", "{table}", "--template", "a photo"), "has no {}"),
         (("--data", "{table}", "--task", "linear-probe"), "needs training pictures"),
@@ -193,15 +205,30 @@ def test_what_is_wrong_with_the_data_is_told_in_the_words_of_the_command(
 def test_the_probe_needs_no_data_and_joins_it(
     clip_run: Run, model_file: str, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generated, "run", functools.partial(generated.run, count=3, kinds=("counting", "colour")))
-    outcome = clip_run("evaluate", model_file, "--probe", "--json")
+    monkeypatch.setattr(generated, "run", functools.partial(generated.run, kinds=("counting", "colour")))
+    outcome = clip_run("evaluate", model_file, "--probe", "--probe-count", 3, "--json")
     assert (outcome.status, outcome.err) == (0, "")
     alone = json.loads(outcome.out)
     assert (alone["task"], alone["images"]) == ("probe", 0)
     assert list(alone["probe"]["kinds"]) == ["counting", "colour"]
-    outcome = clip_run("evaluate", model_file, "--data", table, "--probe", "--bootstrap", 100)
+    outcome = clip_run("evaluate", model_file, "--data", table, "--probe", "--probe-count", 3, "--bootstrap", 100)
     assert outcome.status == 0
     assert sum("95 % interval" in line for line in outcome.lines) == 3  # two ways of retrieval, and the probe
+    verdicts = [line for line in outcome.lines if "count to six" in line or "which thing has which colour" in line]
+    assert outcome.lines[-2:] == verdicts  # below the numbers
+    assert all(line.startswith("it ") for line in verdicts)
+
+
+def test_the_probe_takes_things_of_your_own(clip_run: Run, model_file: str, tmp_path: Path) -> None:
+    for name in ("ant", "bee", "cow", "dog", "elk", "fox", "gnu", "hen"):
+        Image.new("RGB", (16, 16), "white").save(tmp_path / f"{name}.png")
+    outcome = clip_run("evaluate", model_file, "--probe", "--probe-count", 2, "--things", tmp_path, "--json")
+    assert (outcome.status, outcome.err) == (0, "")
+    value = json.loads(outcome.out)["probe"]
+    assert (value["things"], value["count"], value["omitted"]) == (str(tmp_path), 2, ["fine"])
+    outcome = clip_run("evaluate", "no such model", "--probe", "--things", tmp_path / "nowhere")
+    assert outcome.status == 1
+    assert "nowhere is no folder" in outcome.err
 
 
 def test_shards_in_the_layout_of_clip_benchmark(clip_run: Run, model_file: str, classes: Path, tmp_path: Path) -> None:

@@ -101,6 +101,41 @@ def test_training_pictures_with_captions_find_their_classes(
     assert result.linear_probe.classification.measures[0].value == 1
 
 
+class Untouched:
+    """A model that must not be asked anything."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the model's {name} was asked for")
+
+
+def test_what_training_does_not_teach_is_refused_before_a_picture_is_encoded(
+    classified: Any, plain: Any, pictures: Make, sample: Make
+) -> None:
+    red, green, blue = (sample(name, shade(i, 200), label=i) for i, name in enumerate(NAMES))
+    by_label = pictures([red, green], class_names=("red", "green"), name="train")
+    by_caption = pictures([sample(name, shade(0, 200), name) for name in ("red", "green")], name="train")
+    captions = pictures([sample(name, shade(0, 200), name) for name in ("torn", *NAMES)][1:])
+    for train in (by_label, by_caption):
+        for test in (classified, captions):
+            with pytest.raises(DataError, match=r"train: has no pictures of 1 of the classes .* such as 'blue'"):
+                evaluate(Untouched(), plain, test, train=train, task="few-shot")  # type: ignore[arg-type]
+    codes = pictures([blue], class_names=("n1", "n2", "n3"), name="train")
+    with pytest.raises(DataError, match="3 of 3 classes are not among the 4 class names"):
+        evaluate(Untouched(), plain, classified, train=codes, class_names=[*NAMES, "x"])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="train: has no record that can be read"):
+        evaluate(Untouched(), plain, captions, train=pictures(["torn"], name="train"), task="few-shot")  # type: ignore[arg-type]
+
+
+def test_a_class_that_is_named_and_not_tested_needs_no_training(
+    colours: Any, plain: Any, pictures: Make, sample: Make
+) -> None:
+    records = [sample(f"{i}", shade(i % 2, 90 + i), label=i % 2) for i in range(8)]
+    test = pictures([*records, "torn"], class_names=NAMES)  # no blue one
+    result = evaluate(colours, plain, test, train=pictures(records, class_names=NAMES[:2]), task="few-shot", draws=1)
+    assert result.few_shot is not None
+    assert result.few_shot.points[0].top1.chance == 1 / 2
+
+
 def test_json_is_plain_and_holds_every_number(
     colours: Any, plain: Any, classified: Any, captioned: Any, pictures: Make, sample: Make
 ) -> None:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from clip.model import CLIP
     from clip.preprocess import Preprocess
     from clip.training.distributed import Processes
-    from clip.training.loop import Evaluator, StepReport, Teacher, TrainResult
+    from clip.training.loop import Evaluator, TrainResult
+    from clip.training.report import StepReport
+    from clip.training.teacher import Teacher
 
 __all__ = ["command"]
 
@@ -218,7 +220,8 @@ def _train(session: Session, inputs: Inputs, recipe: TrainConfig, *, is_dry: boo
     from clip.data.augment import Augmentation, TrainingPreprocess
     from clip.training.allocator import keep_freed_memory
     from clip.training.distributed import FailedElsewhereError, processes
-    from clip.training.loop import StoppedError, train
+    from clip.training.loop import train
+    from clip.training.stopping import StoppedError
 
     dials = {name: getattr(inputs, name) for name in DIALS if getattr(inputs, name) not in (None, ())}
     with processes(inputs.device) as these:

@@ -20,8 +20,10 @@ from clip.model import CLIP
 from clip.preprocess import Preprocess
 from clip.training.config import TrainConfig
 from clip.training.distributed import Towers
-from clip.training.loop import StepReport, Teacher, train
+from clip.training.loop import train
 from clip.training.optimizer import TEXT_TOWER, lock_tower
+from clip.training.report import StepReport
+from clip.training.teacher import Teacher
 
 __all__ = ["Estimate", "estimate"]
 

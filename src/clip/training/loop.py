@@ -1,28 +1,24 @@
 """The training loop: one story from the first step, or from the last checkpoint, to the finished model.
 
-What a step computes is a function of the weights, the seed and the number of the step, and of nothing else: the order
-of the data is (``clip.data.order``), and the random generators are set anew before each step. So a run that was killed
-goes on as if nothing had happened, on any number of processes.
+The order of the data is a function of the seed and the number of the step (``clip.data.order``), and so is all that a
+step draws at random (``learner``). So a run that was killed goes on as if nothing had happened, on any number of
+processes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
-import math
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 import clip
 from clip.checkpoints.files import Checkpoint, fingerprint
@@ -32,31 +28,15 @@ from clip.data.records import Source
 from clip.errors import ClipError, ConfigError
 from clip.model import CLIP, ModifiedResNet
 from clip.preprocess import Preprocess
-from clip.training import gradient_cache
 from clip.training.config import TrainConfig
-from clip.training.distributed import (
-    FailedElsewhereError,
-    Processes,
-    SharedTowers,
-    Towers,
-    average_scalars_,
-    average_statistics_,
-    share,
-)
-from clip.training.losses import clip_loss, distillation_loss, sigmoid_loss
-from clip.training.optimizer import (
-    MAX_LOGIT_SCALE,
-    adamw,
-    average_weights_,
-    clip_gradients_,
-    learning_rate,
-    lock_tower,
-)
-from clip.training.report import MetricsWriter
-from clip.training.state import RunFolder, Stored, gathered, like, moments, restore_moments_
-from clip.training.teacher import Targets
+from clip.training.distributed import Processes
+from clip.training.learner import Learner, NotFiniteError
+from clip.training.report import MetricsWriter, StepReport, Window
+from clip.training.state import RunFolder, Stored, gathered, moments
+from clip.training.stopping import Stop, StoppedError
+from clip.training.teacher import Teacher
 
-__all__ = ["Evaluator", "StepReport", "StoppedError", "Teacher", "TrainResult", "train"]
+__all__ = ["Evaluator", "TrainResult", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,29 +45,6 @@ _SHOWN_FAILURES = 10
 
 Evaluator = Callable[[CLIP], dict[str, float]]
 """A model in eval mode → numbers by name, such as ``validation/top1``; see ``evaluation.validation``."""
-
-Teacher = Callable[[Batch], Targets]
-"""A batch → what its embeddings should be; see ``training.teacher``."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """What one step did, over all processes; for a progress bar."""
-
-    step: int
-    """Steps done."""
-    total_steps: int
-    samples: int
-    """Pairs in this step."""
-    loss: float
-    """NaN where a single pair was left of the epoch, which has nothing to be compared with and makes no step."""
-    logit_scale: float
-    """Already exponentiated."""
-    learning_rate: float
-    gradient_norm: float
-    seconds: float
-    wait_seconds: float
-    """Of those, waiting for data on this process."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,15 +60,6 @@ class TrainResult:
     """Whether the run was finished already and nothing was done."""
     metrics: dict[str, float]
     """Of the last line of ``metrics.jsonl`` and of the last validation."""
-
-
-class StoppedError(ClipError):
-    """Training has stopped at a signal, after a checkpoint."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-        """The exit status that shells expect: 128 and the number of the signal."""
 
 
 def train(
@@ -179,7 +127,6 @@ class _Training:
         self.about = about
         self.licence = licence
         self.total_steps = config.total_steps(steps_per_epoch(len(source), config.batch_size))
-        self.average: dict[str, Tensor] = {}
         self.failures = 0
         self._check()
 
@@ -208,7 +155,7 @@ class _Training:
         self.record = self._record()
         these.from_first(lambda: run.begin(self.record))
         result = run.result()
-        if result is not None and result["step"] == self.total_steps:
+        if result is not None and (result["step"], result.get("wise_ft")) == (self.total_steps, config.wise_ft):
             return self._result(result["step"], was_finished=True, metrics=result["metrics"])
         stored = self._restore()
         if self.resumed_from > self.total_steps:
@@ -218,13 +165,12 @@ class _Training:
         metrics_bytes = stored.metrics_bytes if stored else 0
         with (
             MetricsWriter(run.path, metrics_bytes, is_first=these.is_first, tensorboard=tensorboard) as self.metrics,
-            _Stop() as stop,
+            Stop() as stop,
         ):
             if first < self.total_steps:
                 with contextlib.closing(self._batches(first)) as stream:
                     self._steps(stream, evaluators, on_step, stop)
-            if first < self.total_steps or self.config.validate_every is None:
-                self._evaluate(evaluators, self.total_steps)
+            self._evaluate(evaluators, self.total_steps)
             self._finish()
             return self._result(self.total_steps, was_finished=False, metrics=self.metrics.last)
 
@@ -233,26 +179,24 @@ class _Training:
         stream: Iterator[Batch],
         evaluators: Sequence[Evaluator],
         on_step: Callable[[StepReport], None],
-        stop: _Stop,
+        stop: Stop,
     ) -> None:
         config, these = self.config, self.these
-        window = _Window()
+        window = Window()
         for batch in stream:
-            step = batch.step
             began = time.perf_counter()
             report = self._step(batch)
-            done = step + 1
-            seconds = time.perf_counter() - began + batch.wait_seconds
-            report = dataclasses.replace(report, seconds=seconds)
+            done = report.step
+            report = dataclasses.replace(report, seconds=time.perf_counter() - began + batch.wait_seconds)
+            self._tell_failures(batch)
             window.add(report)
             on_step(report)
             is_last = done == self.total_steps
             if done % config.log_every == 0 or is_last:
                 self._log(window, batch)
-                window = _Window()
+                window = Window()
             signal_number = these.most(stop.signal)
-            is_saved = done % config.checkpoint_every == 0 or is_last
-            if is_saved or signal_number:
+            if done % config.checkpoint_every == 0 or is_last or signal_number:
                 self._save(done)
             if signal_number and not is_last:
                 name = signal.Signals(signal_number).name
@@ -264,115 +208,22 @@ class _Training:
             if config.validate_every and done % config.validate_every == 0 and not is_last:
                 self._evaluate(evaluators, done)
 
-    # One step ---------------------------------------------------------------------------------------------------------
-
     def _step(self, batch: Batch) -> StepReport:
-        config, these, model = self.config, self.these, self.model
-        rate = learning_rate(batch.step, config, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(_step_seed(config.seed, batch.step, these.rank))
-        samples = int(these.sum_(torch.tensor(len(batch.keys), device=these.device)))
-        if samples < 2:
-            return self._report(batch, samples, math.nan, 0.0, rate)  # nothing to compare a pair with
-        seen: list[Tensor] = []
-        loss = self._loss(batch, seen)
-        micro_batch_size = config.micro_batch_size or max(1, len(batch.keys))
-        with _compiler_errors():
-            value = gradient_cache.backward(
-                self.shared.encode,
-                batch.images,
-                batch.texts,
-                # The wrappers average gradients over the processes; those of the loss are parts of a sum.
-                lambda images, texts: loss(images, texts) * these.world_size,
-                micro_batch_size=micro_batch_size,
-                model=model,
-                synchronize=self.shared.synchronize,
-                at_least=these.most(-(-len(batch.keys) // micro_batch_size)),
-            )
-        average_scalars_(model, these)
-        average_statistics_(model, these)
-        loss_value = float(value) / these.world_size
-        norm = clip_gradients_(self.trained, config.max_gradient_norm, these.group)
-        if not math.isfinite(loss_value) or not math.isfinite(norm):
-            self._fail(batch, loss_value, seen)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            if config.loss == "softmax":
-                model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        if config.ema is not None:
-            average_weights_(self.average, model, config.ema, batch.step)
-        return self._report(batch, samples, loss_value, norm, rate)
+        try:
+            return self.learner.step(batch)
+        except NotFiniteError as error:
+            steps = self.run.steps()
+            kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
+            raise ClipError(
+                f"{error}. Nothing of this step was kept, and {kept}; lower the learning rate or max_gradient_norm, or "
+                "use precision fp32"
+            ) from error
 
-    def _loss(self, batch: Batch, seen: list[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss of embeddings, which it leaves in ``seen``."""
-        config, these, model = self.config, self.these, self.model
-        equal = _equal(batch).to(these.device) if config.mask_equal else None
-        targets = (None, None) if self.teacher is None else self.teacher(batch)
-        options: dict[str, Any] = {"equal": equal, "group": these.group}
-        if config.precision == "bf16":
-            options["gradient_dtype"] = torch.bfloat16
-
-        def loss(images: Tensor, texts: Tensor) -> Tensor:
-            seen[:] = images.detach(), texts.detach()
-            scale = model.logit_scale.exp()
-            if config.loss == "sigmoid":
-                assert model.logit_bias is not None
-                value = sigmoid_loss(images, texts, scale, model.logit_bias, **options)
-            else:
-                value = clip_loss(images, texts, scale, **options)
-            for student, target in zip((images, texts), targets, strict=True):
-                if target is not None:
-                    weight = 1.0 if config.distillation is None else config.distillation
-                    value = value + weight * distillation_loss(student, target.to(these.device), group=these.group)
-            return value
-
-        return loss
-
-    def _report(self, batch: Batch, samples: int, loss: float, norm: float, rate: float) -> StepReport:
+    def _tell_failures(self, batch: Batch) -> None:
         for failure in batch.failures:
             if self.failures < _SHOWN_FAILURES:
                 logger.warning("step %d: left out: %s", batch.step + 1, failure.message)
             self.failures += 1
-        return StepReport(
-            step=batch.step + 1,
-            total_steps=self.total_steps,
-            samples=samples,
-            loss=loss,
-            logit_scale=float(self.model.logit_scale.detach().exp()),
-            learning_rate=rate,
-            gradient_norm=norm,
-            seconds=0.0,
-            wait_seconds=batch.wait_seconds,
-        )
-
-    def _fail(self, batch: Batch, loss: float, seen: list[Tensor]) -> None:
-        """Raises ClipError that names the step, the tower and the samples, on all processes alike."""
-        bad = {}
-        for tower, embeddings in zip(("image", "text"), seen, strict=True):
-            rows = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
-            bad[tower] = [batch.keys[row] for row in rows]
-        everywhere = self.these.gathered(bad)
-        culprits = []
-        for tower in ("image", "text"):
-            keys = [key for found in everywhere for key in found[tower]]
-            if keys:
-                shown = ", ".join(keys[:8]) + (" …" if len(keys) > 8 else "")
-                culprits.append(
-                    f"the {tower} tower gives features that are not finite for {len(keys)} samples: {shown}"
-                )
-        if not culprits:
-            what = "the gradients are not" if math.isfinite(loss) else "the loss is not"
-            culprits.append(f"the features of both towers are finite, {what}")
-        steps = self.run.steps()
-        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
-        if not self.these.is_first:
-            raise FailedElsewhereError("the loss is not finite, and the first process says where")
-        raise ClipError(
-            f"step {batch.step + 1}: the loss is {loss:g}; {'; '.join(culprits)}. Nothing of this step was kept, and "
-            f"{kept}; lower the learning rate or max_gradient_norm, or use precision fp32"
-        )
 
     # State ------------------------------------------------------------------------------------------------------------
 
@@ -390,34 +241,14 @@ class _Training:
         }
 
     def _restore(self) -> Stored | None:
-        """Prepares model, wrappers and optimizer, from the newest checkpoint if there is one."""
-        config, model, these = self.config, self.model, self.these
+        """Makes the learner, from the newest checkpoint if there is one."""
         newest = self.run.newest()
         self.resumed_from = newest[1].step if newest else 0
         if newest:
-            model.load_state_dict(newest[1].weights)
-        lock_tower(model, config.lock)
-        model.train()
-        if config.lock == "image":
-            model.visual.eval()
-        if config.patch_dropout:
-            assert not isinstance(model.visual, ModifiedResNet)
-            model.visual.patch_dropout = config.patch_dropout
-        model.set_gradient_checkpointing(config.gradient_checkpointing)
-        if config.compile:
-            model.visual.compile()
-            model.transformer.compile(dynamic=True)  # texts have another length in each batch
-        towers = Towers(model, is_bf16=config.precision == "bf16")
-        self.shared: SharedTowers = share(towers, these, fsdp=config.fsdp)
-        self.optimizer: Optimizer = adamw(model, config)
-        self.trained: list[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
-        if config.ema is not None:
-            self.average = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+            self.model.load_state_dict(newest[1].weights)
+        self.learner = Learner(self.model, self.config, self.these, total_steps=self.total_steps, teacher=self.teacher)
         if newest:
-            restore_moments_(model, self.optimizer, newest[1])
-            weights = dict(model.named_parameters())
-            for name in self.average:
-                self.average[name] = like(weights[name], newest[1].average[name])
+            self.learner.restore_(newest[1])
         return newest[1] if newest else None
 
     def _save(self, step: int) -> None:
@@ -425,8 +256,8 @@ class _Training:
         stored = Stored(
             step=step,
             weights=gathered(self.model.state_dict(), is_first=first),
-            moments=gathered(moments(self.model, self.optimizer), is_first=first),
-            average=gathered(self.average, is_first=first),
+            moments=gathered(moments(self.model, self.learner.optimizer), is_first=first),
+            average=gathered(self.learner.average, is_first=first),
             metrics_bytes=self.metrics.forced_to_disk(),
         )
         about = {"world_size": self.these.world_size, "total_steps": self.total_steps, "run": self.record}
@@ -461,7 +292,7 @@ class _Training:
         """
         first = self.these.is_first
         weights = gathered(self.model.state_dict(), is_first=first)
-        weights |= gathered(self.average, is_first=first)
+        weights |= gathered(self.learner.average, is_first=first)
         if self.config.wise_ft is not None:
             weights = {
                 name: torch.lerp(self.start[name], value, self.config.wise_ft) if value.is_floating_point() else value
@@ -487,7 +318,7 @@ class _Training:
 
         def finish() -> None:
             self.run.write_model(outcome)
-            self.run.finish({"step": self.total_steps, "metrics": self.metrics.last})
+            self.run.finish({"step": self.total_steps, "wise_ft": self.config.wise_ft, "metrics": self.metrics.last})
 
         self.these.from_first(finish)
 
@@ -518,7 +349,7 @@ class _Training:
             max_failures=config.max_failures,
         )
 
-    def _log(self, window: _Window, batch: Batch) -> None:
+    def _log(self, window: Window, batch: Batch) -> None:
         failures = int(self.these.sum_(torch.tensor(self.failures, device=self.these.device)))
         self.metrics.write({**window.metrics(), "epoch": batch.epoch, "failures": failures})
 
@@ -538,94 +369,6 @@ class _Training:
         )
 
 
-class _Window:
-    """Sums over the steps between two lines of metrics."""
-
-    def __init__(self) -> None:
-        self.reports: list[StepReport] = []
-
-    def add(self, report: StepReport) -> None:
-        self.reports.append(report)
-
-    def metrics(self) -> dict[str, float]:
-        last = self.reports[-1]
-        seconds = sum(report.seconds for report in self.reports)
-        losses = [report.loss for report in self.reports if math.isfinite(report.loss)]
-        return {
-            "step": last.step,
-            **({"loss": sum(losses) / len(losses)} if losses else {}),
-            "logit_scale": last.logit_scale,
-            "learning_rate": last.learning_rate,
-            "gradient_norm": last.gradient_norm,
-            "seconds": seconds,
-            "samples_per_second": sum(report.samples for report in self.reports) / seconds,
-            "wait_share": sum(report.wait_seconds for report in self.reports) / seconds,
-        }
-
-
-class _Stop(contextlib.AbstractContextManager["_Stop"]):
-    """Notes SIGINT and SIGTERM, so that the step under way can be finished and saved; a second one ends at once."""
-
-    def __init__(self) -> None:
-        self._noted = 0
-        self._before: dict[int, Any] = {}
-        # Torch's launchers cannot tell their processes when they are killed themselves, and those would go on alone.
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-
-    @property
-    def signal(self) -> int:
-        """The number of the signal, or 0."""
-        if self._launcher is not None and os.getppid() != self._launcher:
-            return signal.SIGTERM
-        return self._noted
-
-    def __enter__(self) -> _Stop:
-        with contextlib.suppress(ValueError):  # in a thread of a larger program, which sees to its signals itself
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-
-@contextlib.contextmanager
-def _compiler_errors() -> Iterator[None]:
-    """Puts the first line of what torch.compile says, which may be a megabyte, into a ClipError."""
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        first = str(error).strip().partition("\n")[0]
-        raise ClipError(f"torch.compile has failed ({first[:200]}); train without --compile") from error
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """Of the generators in one step of one process; the same whenever that step is made."""
-    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
 def _end_of_address(address: str) -> str:
     """The last two parts: a model is handed on, and whose disk or signed link the data came from is private."""
     return "/".join(PurePath(address.partition("?")[0]).parts[-2:])
-
-
-def _equal(batch: Batch) -> Tensor:
-    """(B,) int64: equal for pairs of one class where there are classes, and else for captions of the same tokens."""
-    if batch.labels is not None:
-        return batch.labels
-    ids = [
-        int.from_bytes(hashlib.blake2b(row.numpy().tobytes(), digest_size=8).digest(), "little", signed=True)
-        for row in batch.texts
-    ]
-    return torch.tensor(ids, dtype=torch.int64)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +13,52 @@ from typing import Any
 
 from clip.errors import ConfigError, DataError, MissingDependencyError
 
-__all__ = ["MetricsWriter", "plot", "read_metrics"]
+__all__ = ["MetricsWriter", "StepReport", "Window", "plot", "read_metrics"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one step did, over all processes; for a progress bar."""
+
+    step: int
+    """Steps done."""
+    total_steps: int
+    samples: int
+    """Pairs in this step."""
+    loss: float
+    """NaN where a single pair was left of the epoch, which has nothing to be compared with and makes no step."""
+    logit_scale: float
+    """Already exponentiated."""
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+    wait_seconds: float
+    """Of those, waiting for data on this process."""
+
+
+class Window:
+    """Sums over the steps between two lines of metrics."""
+
+    def __init__(self) -> None:
+        self.reports: list[StepReport] = []
+
+    def add(self, report: StepReport) -> None:
+        self.reports.append(report)
+
+    def metrics(self) -> dict[str, float]:
+        last = self.reports[-1]
+        seconds = sum(report.seconds for report in self.reports)
+        losses = [report.loss for report in self.reports if math.isfinite(report.loss)]
+        return {
+            "step": last.step,
+            **({"loss": sum(losses) / len(losses)} if losses else {}),
+            "logit_scale": last.logit_scale,
+            "learning_rate": last.learning_rate,
+            "gradient_norm": last.gradient_norm,
+            "seconds": seconds,
+            "samples_per_second": sum(report.samples for report in self.reports) / seconds,
+            "wait_share": sum(report.wait_seconds for report in self.reports) / seconds,
+        }
 
 
 class MetricsWriter(contextlib.AbstractContextManager["MetricsWriter"]):

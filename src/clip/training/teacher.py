@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from clip.model import CLIP
 from clip.preprocess import Preprocess
 from clip.simple_tokenizer import token_ids
 
-__all__ = ["FileTeacher", "ModelTeacher", "Targets"]
+__all__ = ["FileTeacher", "ModelTeacher", "Targets", "Teacher"]
 
 Targets = tuple[Tensor | None, Tensor | None]
 """What image and text embeddings should be, each (B, E) at unit norm, or None."""
+
+Teacher = Callable[[Batch], Targets]
+"""A batch → what its embeddings should be."""
 
 
 class ModelTeacher:

@@ -22,9 +22,9 @@ from clip.data.sources import Mixture
 from clip.errors import ClipError, ConfigError, DataError
 from clip.model import CLIP, CLIPConfig
 from clip.training.distributed import Towers
-from clip.training.loop import StepReport, StoppedError
-from clip.training.report import read_metrics
+from clip.training.report import StepReport, read_metrics
 from clip.training.start import fresh_model, with_logit_bias
+from clip.training.stopping import StoppedError
 from clip.training.teacher import FileTeacher, ModelTeacher
 
 
@@ -131,6 +131,26 @@ def test_a_finished_run_goes_on_to_more_steps(tmp_path: Path) -> None:
     assert [step for step, _ in losses(trainer.run)] == [1, 2, 3, 4, 5]
     with pytest.raises(ConfigError, match="is at step 5, beyond the 4 asked for"):
         trainer(steps=4)
+
+
+def test_a_finished_run_is_mixed_anew_with_its_start(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path)
+    trainer(wise_ft=0.25)
+    again = trainer(wise_ft=0.75)
+    assert (again.was_finished, again.resumed_from) == (False, 4)
+    direct = trainer(wise_ft=0.75, output=tmp_path / "direct")
+    assert_equal(weights(again.model), weights(direct.model))
+    assert trainer(wise_ft=0.75).was_finished
+
+
+def test_a_run_killed_before_its_result_is_validated_as_any_other(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path)
+    options: dict[str, Any] = {"evaluators": [lambda model: {"validation/number": 3.0}], "validate_every": 2}
+    trainer(**options)
+    (trainer.run / "result.json").unlink()
+    (trainer.run / "model.safetensors").unlink()
+    assert trainer(**options).metrics["validation/number"] == 3
+    assert [line["step"] for line in read_metrics(trainer.run) if "validation/number" in line] == [2, 4]
 
 
 def test_a_changed_recipe_is_refused_and_named(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import signal
 import threading
 import time
 from pathlib import Path
@@ -111,6 +113,21 @@ def test_processes_change_nothing(pictures: Path, monkeypatch: pytest.MonkeyPatc
     options = {"global_batch_size": 5, "steps": 4}
     for one, other in zip(_run(source, **options), _run(source, workers=1, **options), strict=True):
         _assert_equal(one, other)
+
+
+class WhatSigintDoes(Generated):
+    """Its captions say whether Ctrl-C would end the process that reads them."""
+
+    def __getitem__(self, index: int) -> Sample:
+        word = "ignored" if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else "deadly"
+        return dataclasses.replace(super().__getitem__(index), captions=(word,))
+
+
+def test_processes_leave_interrupts_to_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_MOST_THREADS", 0)
+    (batch,) = _run(WhatSigintDoes(8), steps=1, workers=1)
+    assert set(batch.captions) == {"ignored"}
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 64])

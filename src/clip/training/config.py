@@ -85,8 +85,8 @@ class TrainConfig:
     """Shard weights and optimizer over the processes (FSDP2), for models that do not fit one device."""
 
     workers: int | None = None
-    """Processes that decode and augment pictures, for each process that trains; by default the processors it may use.
-    0: it does so itself."""
+    """How many decode and augment pictures for each process that trains: threads, or from 5 on processes; by default
+    one for each processor it may use. 0: it does so itself."""
     max_failures: float = 0.01
     """Largest share of records that cannot be read."""
     log_every: int = 10

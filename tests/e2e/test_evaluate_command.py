@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,13 +63,3 @@ def test_it_counts_what_classify_answers(evaluated: dict[str, Any], truth: dict[
     recalls = {row["class"]: row["recall"] for row in evaluated["classification"]["per_class"] if row["n"]}
     assert {name for name, recall in recalls.items() if recall == 1} == right
     assert evaluated["classification"]["top1"]["value"] == len(right) / 16
-
-
-def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
-    assert blocks
-    shutil.copytree(EXAMPLES, tmp_path / "examples")
-    monkeypatch.chdir(tmp_path)
-    for block in blocks:
-        exec(compile(block, "evaluate.md", "exec"), {})

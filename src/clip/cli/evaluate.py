@@ -166,7 +166,7 @@ def command(
     else:
         result = Evaluation(model=model, data="", task="probe", images=0, seed=seed, resamples=resamples, seconds=0.0)
     for item in result.failures:
-        say(item.reason if item.reason.startswith(item.key) else f"{item.key}: {item.reason}")
+        say(item.reason if item.key in item.reason else f"{item.key}: {item.reason}")
     if source is not None and against is not None:
         other = measure(against, *options.load_model(session, against, device), source)
         result = dataclasses.replace(result, comparison=compare(result, other))
@@ -305,7 +305,7 @@ def _sections(result: Evaluation) -> Iterator[tuple[str, list[Row], list[str]]]:
         title = f"difference to {printable(result.comparison.other)}"
         yield title, _rows(result.comparison.measures), ["an interval that holds 0 shows no difference"]
     if result.probe is not None:
-        yield "generated probe", _rows(result.probe.measures), [f"it {verdict}" for verdict in result.probe.verdicts]
+        yield "generated probe", _rows(result.probe.summary), [f"it {verdict}" for verdict in result.probe.verdicts]
 
 
 def _classification(title: str, part: ClassificationResult) -> Iterator[tuple[str, list[Row], list[str]]]:

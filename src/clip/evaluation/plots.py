@@ -22,12 +22,16 @@ _LONGEST_NAME = 22
 
 
 def most_confused(confusion: Tensor, limit: int) -> list[int]:
-    """Up to ``limit`` classes, in their order: those that are most often confused with any other, either way."""
+    """Up to ``limit`` classes, in their order: those that are most often confused with any other, either way.
+
+    All if they are no more than that. Where no class is confused, the first ones.
+    """
     if len(confusion) <= limit:
         return list(range(len(confusion)))
     wrong = confusion - confusion.diag().diag()
     mistakes = wrong.sum(dim=0) + wrong.sum(dim=1)
-    return sorted(mistakes.sort(descending=True, stable=True).indices[:limit].tolist())
+    order: list[int] = mistakes.sort(descending=True, stable=True).indices[:limit].tolist()
+    return sorted([i for i in order if mistakes[i]] or order)
 
 
 def confusion_figure(confusion: Tensor, class_names: Sequence[str], *, limit: int = 24) -> Figure:

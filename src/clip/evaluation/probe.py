@@ -121,6 +121,10 @@ class ProbeResult:
         return tuple(measure for kind in self.kinds for measure in kind.measures)
 
     @property
+    def summary(self) -> tuple[Measure, ...]:
+        return tuple(measure for kind in self.kinds for measure in (kind.accuracy, kind.control))
+
+    @property
     def verdicts(self) -> tuple[str, ...]:
         return tuple(kind.verdict for kind in self.kinds)
 
@@ -321,7 +325,7 @@ def _judged(kind: Kind, accuracy: Measure, control: Measure) -> tuple[Standing, 
         return "reverses", f"is wrong more often than by chance when asked to {ability}: {figures}"
     if control.low > chance and accuracy.high < control.low:
         return "cannot", f"cannot {ability}: {figures}; yet it names the parts in {parts}"
-    return "unseen", f"does not {ability}, {figures}, and hardly sees what is there: names the parts in {parts}"
+    return "unseen", f"does not {ability}: {figures}; nor does it name the parts clearly better, in {parts}"
 
 
 def _percent(share: float) -> str:

@@ -323,7 +323,7 @@ _TEMPLATE = """
 {% macro mistake(one, with_label) %}
 <figure title="{{ one.key }}">{{ seen(one.uri, one.label) }}
 <figcaption>{% if with_label %}{{ one.label }}<br>{% endif %}
-<span class="bad">{{ one.taken_for }}</span> {{ one.share|percent }}<br>
+<span class="bad">{{ one.taken_for }}</span> <span class="whole">{{ one.share|percent }}</span><br>
 <span class="muted">itself {{ one.own_share|percent }}</span></figcaption></figure>
 {% endmacro %}
 {% macro class_rows(rows) %}
@@ -353,18 +353,19 @@ _TEMPLATE = """
 .plots figcaption { margin: 0 0 0.3rem; font-size: 0.9rem; max-width: 30rem; }
 .missing { aspect-ratio: 1; display: grid; place-items: center; background: var(--soft); color: var(--faint);
   border-radius: 0.4rem; font-size: 0.8rem; }
-.grid img { background: #fff; }
 .query { margin: 0.9rem 0 0.2rem; }
 .right img { outline: 3px solid var(--good); outline-offset: 1px; }
 .pair { display: grid; grid-template-columns: 6.5rem 1fr; gap: 0.9rem; align-items: start; margin: 0.8rem 0; }
-.pair img { width: 100%; border-radius: 0.4rem; background: #fff; display: block; }
+.pair img { width: 100%; border-radius: 0.4rem; display: block; }
 .pair ol { margin: 0; padding-left: 1.4rem; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 0 2rem; }
-.verdicts { padding-left: 1.2rem; max-width: 52rem; } .verdicts li { margin: 0.3rem 0; }
-.tag { display: inline-block; min-width: 6.6rem; font-weight: 600; }
+.verdicts { display: grid; grid-template-columns: max-content 1fr; gap: 0.4rem 1rem; max-width: 52rem; }
+.verdicts dt { font-weight: 600; } .verdicts dd { margin: 0; }
+.whole { white-space: nowrap; }
 details { margin: 0.5rem 0; } summary { cursor: pointer; color: var(--accent); }
 .wide table { overflow-wrap: normal; }
-@media (max-width: 40rem) { .drawn { display: none; } .wide td, .wide th { padding-right: 0.7rem; min-width: 0; } }
+@media (max-width: 40rem) { .verdicts { display: block; } .verdicts dt { margin-top: 0.5rem; }
+  .drawn { display: none; } .wide td, .wide th { padding-right: 0.7rem; min-width: 0; } }
 </style>
 
 <p class="muted">{% if result.data %}{{ result.images|thousands }} images{% if result.train_data %}, training pictures
@@ -388,11 +389,11 @@ record{{ "s" if result.failures|length != 1 }} could not be used, and the number
 pictures and as many captions, but the wrong ones name something that is not there: who fails both does not see the
 parts, and nothing follows about the fact.
 {% if probe.result.omitted %}Not possible with these things: {{ probe.result.omitted|join(", ") }}.{% endif %}</p>
-<ul class="verdicts">
+<dl class="verdicts">
 {% for part in probe.kinds %}
-<li><span class="tag {{ {'can': 'good', 'partly': 'good'}.get(part.kind.standing, 'bad') }}">{{ part.kind.kind }}</span>
-{{ part.kind.verdict }}</li>
-{% endfor %}</ul>
+<dt class="{{ 'good' if part.kind.standing in ('can', 'partly') else 'bad' }}">{{ part.kind.kind }}</dt>
+<dd>{{ part.kind.verdict }}</dd>
+{% endfor %}</dl>
 <div class="wide"><table>
 <tr><th></th><th class="number">right caption</th><th class="drawn"></th><th class="number">chance</th>
 <th class="number">control</th><th class="drawn"></th><th class="number">both captions</th>
@@ -412,7 +413,8 @@ failure. Dashed lines are chance.</p>
 {% for part in probe.kinds %}
 <h3>{{ part.kind.kind }}</h3>
 {% if part.kind.variants %}<p class="muted">{% for m in part.kind.variants %}{{ m.name.partition('/')[2] }}
-{{ m.value|percent }} <small>of {{ m.n }}</small>{{ "; " if not loop.last }}{% endfor %}</p>{% endif %}
+<span class="whole">{{ m.value|percent }} <small>of {{ m.n }}</small></span>{{ "; " if not loop.last }}
+{%- endfor %}</p>{% endif %}
 <div class="grid">{% for one in part.examples %}
 <figure>{{ seen(one.uri, one.example.captions[0]) }}<figcaption>
 {% if one.example.is_right %}<span class="good">✓ {{ one.example.captions[0] }}</span>
@@ -454,7 +456,7 @@ which was fitted on {{ r.calibration.fitted_on|thousands }} other pictures:</p>
 {% if part.worst %}
 <h3>Classes found least</h3>
 {% for row in part.worst %}
-<p class="query"><strong>{{ row.name }}</strong> found {{ row.recall|percent }} of {{ row.count|thousands }}
+<p class="query"><strong>{{ row.name }}</strong> {{ row.recall|percent }} of {{ row.count|thousands }} found
 {%- if row.times %}, most taken for <span class="bad">{{ row.taken_for }}</span> ({{ row.times }}){% endif %}</p>
 <div class="grid">{% for one in row.mistakes %}{{ mistake(one, false) }}{% endfor %}</div>
 {% endfor %}
@@ -510,7 +512,8 @@ other.</p>
 {% macro by_image(rows) %}<div class="pairs">{% for one in rows %}
 <div class="pair"><div title="{{ one.key }}">{{ seen(one.uri, one.key) }}</div><div>
 <ol>{% for found in one.found %}<li class="{{ 'good' if found.is_right }}">{{ found.text }}</li>{% endfor %}</ol>
-{% if one.rank > 1.5 %}<p class="muted">its own, at rank {{ "%.4g"|format(one.rank) }}: {{ one.own }}</p>{% endif %}
+{% if not one.found|selectattr("is_right")|list %}
+<p class="muted">its own, at rank {{ "%.4g"|format(one.rank) }}: {{ one.own }}</p>{% endif %}
 </div></div>{% endfor %}</div>{% endmacro %}
 {% if retrieval.text_misses %}<h3>Captions that find another image first</h3>
 {{ by_text(retrieval.text_misses) }}{% endif %}

@@ -45,6 +45,10 @@ class Part(Protocol):
     def measures(self) -> tuple[Measure, ...]: ...
 
     @property
+    def summary(self) -> tuple[Measure, ...]:
+        """The measures that a table of one screen has room for."""
+
+    @property
     def verdicts(self) -> tuple[str, ...]:
         """What the measures allow to be said, a sentence each."""
 

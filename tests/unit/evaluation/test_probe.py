@@ -147,7 +147,7 @@ def test_of_who_sees_nothing_nothing_is_said() -> None:
         assert result.control.value == pytest.approx(result.accuracy.chance)
         assert result.image.value == 0.0
         assert result.standing == "unseen"
-        assert "hardly sees what is there" in result.verdict
+        assert "nor does it name the parts" in result.verdict
 
 
 def test_who_takes_left_for_right_is_worse_than_chance() -> None:

@@ -241,7 +241,9 @@ def test_of_many_classes_the_most_confused_are_drawn() -> None:
     confusion[40, 7] = 9
     confusion[3, 90] = 4
     assert most_confused(confusion, 4) == [3, 7, 40, 90]
+    assert most_confused(confusion, 9) == [3, 7, 40, 90]  # no others are
     assert most_confused(confusion[:4, :4], 4) == [0, 1, 2, 3]
+    assert most_confused(torch.eye(9, dtype=torch.int64), 4) == [0, 1, 2, 3]
     figure = confusion_figure(confusion, [f"class {i}" for i in range(100)], limit=4)
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["class 3", "class 7", "class 40", "class 90"]

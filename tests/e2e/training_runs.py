@@ -33,9 +33,11 @@ MODEL = CLIPConfig(
 
 _PRELOADED = [
     "torch",
+    "torch._dynamo",  # every optimizer imports it: half a second
     "torch.distributed.fsdp",
     "clip.cli.train",
     "clip.data.sources",
+    "clip.training.allocator",
     "clip.training.loop",
     "clip.training.estimate",
 ]

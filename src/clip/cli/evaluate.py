@@ -180,7 +180,7 @@ def command(
                 seed=seed,
                 things=vocabulary,
                 batch_size=batch_size,
-                progress=bar.advance,
+                advance=bar.advance,
             )
         result = dataclasses.replace(result, probe=found)
     if as_json:
@@ -328,14 +328,12 @@ def _classification(title: str, part: ClassificationResult) -> Iterator[tuple[st
 
 def _worst(part: ClassificationResult) -> str:
     """The classes that are found least, with what they are mostly taken for."""
-    names, confusion = part.predictions.class_names, part.confusion
     recalls = [(recall, i) for i, recall in enumerate(part.class_recall.tolist()) if recall < 1]  # NaN is not
     phrases = []
     for _, i in sorted(recalls)[:_WORST]:
-        wrong = confusion[i].clone()
-        right, wrong[i] = int(wrong[i]), 0
-        taken = f", taken for {names[int(wrong.argmax())]}" if int(wrong.max()) else ""
-        phrases.append(f"{names[i]} ({right} of {int(confusion[i].sum())}{taken})")
+        other, times = part.most_taken_for(i)
+        taken = f", taken for {other}" if times else ""
+        phrases.append(f"{part.predictions.class_names[i]} ({part.confusion[i, i]} of {part.class_support[i]}{taken})")
     return "; ".join(phrases)
 
 

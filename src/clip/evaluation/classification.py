@@ -11,16 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clip.errors import TextTooLongError
 from clip.evaluation import metrics
 from clip.evaluation.calibration import calibrate
 from clip.evaluation.datasets import Classes, EmbeddedSource
 from clip.evaluation.intervals import measured_share
 from clip.evaluation.prompts import DEFAULT_TEMPLATES, checked_templates, fill
 from clip.evaluation.results import ClassificationResult, Measure, Predictions, PromptResult, TemplateScore
-from clip.features import Failure, encode_texts, normalized
+from clip.evaluation.zero_shot import embed_prompts
+from clip.features import normalized
 from clip.model import CLIP
-from clip.simple_tokenizer import default_tokenizer
 
 __all__ = ["class_embeddings", "classification_of", "evaluate_zero_shot", "template_embeddings", "top1"]
 
@@ -33,18 +32,8 @@ def template_embeddings(
     classes: K classes with their synonyms. Raises TextTooLongError for a prompt that does not fit.
     """
     prompts = [fill(template, name) for template in templates for names in classes for name in names]
-
-    def explain(failure: Failure[str]) -> None:
-        if not isinstance(failure.error, TextTooLongError):
-            raise failure.error
-        count = len(default_tokenizer().encode(failure.source, special_words=False)) + 2
-        raise TextTooLongError(
-            f"the prompt {failure.source!r} has {count} tokens with start and end, the context length is "
-            f"{model.context_length}; shorten the class name or the template"
-        )
-
-    batches = encode_texts(model, prompts, batch_size=batch_size, on_error=explain)
-    by_name = torch.cat([batch.embeddings.cpu() for batch in batches]).view(len(templates), -1, model.config.embed_dim)
+    embeddings = embed_prompts(model, prompts, batch_size=batch_size).cpu()
+    by_name = embeddings.view(len(templates), -1, embeddings.shape[1])
     class_of = torch.tensor([i for i, names in enumerate(classes) for _ in names])
     return by_name.new_zeros(len(templates), len(classes), by_name.shape[2]).index_add_(1, class_of, by_name)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clip.data.records import Sample, Source
 from clip.errors import ConfigError, DataError, choices
-from clip.evaluation.prompts import checked_classes
+from clip.evaluation.prompts import checked_classes, same_text
 from clip.evaluation.results import FailedItem
 from clip.features import AnyImage, Failure, encode_images
 from clip.model import CLIP
@@ -30,7 +30,6 @@ __all__ = [
     "labelled",
     "labelled_alike",
     "read_answers",
-    "same_text",
 ]
 
 
@@ -187,11 +186,6 @@ class Classes:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(names[0] for names in self.synonyms)
-
-
-def same_text(text: str) -> str:
-    """What is left of a text where the tokenizer makes no difference: lower case, single spaces."""
-    return " ".join(text.lower().split())
 
 
 def labelled(data: EmbeddedSource | Answers, class_names: Sequence[str | Sequence[str]] = ()) -> Classes:

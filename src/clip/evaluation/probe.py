@@ -104,7 +104,7 @@ class KindResult:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ProbeResult:
-    """What came out for all kinds; a ``clip.evaluation.results.Part``."""
+    """What came out for all kinds; the ``clip.evaluation.results.Findings`` of ``Evaluation.probe``."""
 
     kinds: tuple[KindResult, ...]
     count: int
@@ -157,13 +157,13 @@ def run(
     template: str = "{}",
     batch_size: int = 32,
     examples: int = 8,
-    progress: Callable[[int], None] | None = None,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> ProbeResult:
     """Probes the model with ``count`` generated items of each kind.
 
     kinds: by default all that the things allow. things: shapes by default, or what ``read_things`` read.
     template: what the captions are put into, such as "a drawing of {}".
-    progress: told of each batch how many scenes it had; there are two to an item.
+    advance: told how many scenes are done; there are two to an item.
     Raises ConfigError for a kind that is not known or that the things do not allow.
     """
     if count < 1:
@@ -176,9 +176,7 @@ def run(
     items = {
         kind: [make_item(kind, index, seed=seed, vocabulary=vocabulary) for index in range(count)] for kind in chosen
     }
-    results = tuple(
-        _probed(model, preprocess, items[kind], template, batch_size, examples, progress) for kind in chosen
-    )
+    results = tuple(_probed(model, preprocess, items[kind], template, batch_size, examples, advance) for kind in chosen)
     omitted = () if kinds is not None else tuple(kind for kind in ABILITIES if kind not in allowed)
     return ProbeResult(
         kinds=results, count=count, seed=seed, things=vocabulary.name, template=template, omitted=omitted
@@ -204,10 +202,10 @@ def _probed(
     template: str,
     batch_size: int,
     examples: int,
-    progress: Callable[[int], None] | None,
+    advance: Callable[[int], None],
 ) -> KindResult:
     kind, count = items[0].kind, len(items)
-    scored = _scored(model, preprocess, items, template, batch_size, progress)
+    scored = _scored(model, preprocess, items, template, batch_size, advance)
     chance = mean(1 / len(score.own) for score in scored)
     hits = [_hit(score.own) for score in scored]
     accuracy = _measure(f"{kind}/accuracy", f"{kind}: right caption", sum(hits), count, chance)
@@ -248,7 +246,7 @@ def _scored(
     items: Sequence[Item],
     template: str,
     batch_size: int,
-    progress: Callable[[int], None] | None,
+    advance: Callable[[int], None],
 ) -> list[_Scored]:
     texts = list(dict.fromkeys(text for item in items for text in (*item.captions, *item.wrong, *item.control)))
     row = {text: i for i, text in enumerate(texts)}
@@ -257,8 +255,7 @@ def _scored(
     parts = []
     for batch in encode_images(model, preprocess, pictures, batch_size=batch_size):
         parts.append(batch.embeddings)
-        if progress is not None:
-            progress(len(batch.positions))
+        advance(len(batch.positions))
     scenes = torch.cat(parts).view(len(items), 2, -1)
 
     def embedded(captions: Sequence[str]) -> Tensor:

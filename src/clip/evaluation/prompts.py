@@ -24,6 +24,7 @@ __all__ = [
     "parse_names",
     "read_names",
     "read_templates",
+    "same_text",
     "with_article",
 ]
 
@@ -61,6 +62,11 @@ def fill(template: str, name: str) -> str:
     return _SLOT.sub(lambda slot: with_article(name) if slot[1] else name, template)
 
 
+def same_text(text: str) -> str:
+    """What is left of a text where the tokenizer makes no difference: lower case, single spaces."""
+    return " ".join(text.lower().split())
+
+
 def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """The templates. Raises ConfigError if there is none, or one without ``{}``."""
     if isinstance(templates, str) or not templates:
@@ -87,7 +93,7 @@ def checked_classes(
         if not synonyms or not all(name.strip() for name in synonyms):
             raise ConfigError(f"class {i + 1} of {len(classes)} has no name, or an empty one; name it or remove it")
         for name in synonyms:
-            key = " ".join(name.lower().split())  # the tokenizer makes no difference beyond this
+            key = same_text(name)
             if key in first:
                 raise ConfigError(f"{name!r} names class {first[key] + 1} and class {i + 1}; remove one")
             first[key] = i

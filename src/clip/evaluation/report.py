@@ -148,9 +148,7 @@ def _classes(result: ClassificationResult) -> list[dict[str, Any]]:
         if count:
             recall = float(result.class_recall[i])
             low, high = wilson(recall, count)
-            wrong = result.confusion[i].clone()
-            wrong[i] = 0
-            taken = int(wrong.argmax()) if int(wrong.max()) else None
+            taken_for, times = result.most_taken_for(i)
             claimed = int(result.confusion[:, i].sum())
             rows.append(
                 {
@@ -161,8 +159,8 @@ def _classes(result: ClassificationResult) -> list[dict[str, Any]]:
                     "low": low,
                     "high": high,
                     "precision": int(result.confusion[i, i]) / claimed if claimed else float("nan"),
-                    "taken_for": "" if taken is None else names[taken],
-                    "times": 0 if taken is None else int(wrong[taken]),
+                    "taken_for": taken_for,
+                    "times": times,
                 }
             )
     return sorted(rows, key=lambda row: (row["recall"], -row["count"]))

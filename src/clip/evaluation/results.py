@@ -23,9 +23,9 @@ __all__ = [
     "FailedItem",
     "FewShotPoint",
     "FewShotResult",
+    "Findings",
     "LinearProbeResult",
     "Measure",
-    "Part",
     "Predictions",
     "PromptResult",
     "Reliability",
@@ -38,7 +38,7 @@ LEVEL = 0.95
 """Of all intervals."""
 
 
-class Part(Protocol):
+class Findings(Protocol):
     """What ``Evaluation.probe`` holds: any result with measures and their meaning that turns into JSON."""
 
     @property
@@ -227,6 +227,13 @@ class ClassificationResult:
         """(K,) int64, how many pictures each class has."""
         return self.confusion.sum(dim=1)
 
+    def most_taken_for(self, label: int) -> tuple[str, int]:
+        """The name that pictures of a class are most often given wrongly, and how often; ("", 0) if they never are."""
+        wrong = self.confusion[label].clone()
+        wrong[label] = 0
+        other = int(wrong.argmax())
+        return (self.predictions.class_names[other], int(wrong[other])) if int(wrong[other]) else ("", 0)
+
     @property
     def majority(self) -> float:
         """Accuracy of always answering the most frequent class."""
@@ -382,7 +389,7 @@ class Evaluation:
     linear_probe: LinearProbeResult | None = None
     few_shot: FewShotResult | None = None
     comparison: Comparison | None = None
-    probe: Part | None = None
+    probe: Findings | None = None
 
     def to_dict(self) -> dict[str, Any]:
         parts = {

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from clip.errors import DataError, ShapeError
 from clip.evaluation import metrics
-from clip.evaluation.datasets import EmbeddedSource, same_text
+from clip.evaluation.datasets import EmbeddedSource
 from clip.evaluation.intervals import bootstrap, measured_share
 from clip.evaluation.metrics import Placing
+from clip.evaluation.prompts import same_text
 from clip.evaluation.results import Direction, FailedItem, Measure, RetrievalResult
 from clip.features import Failure, encode_texts
 from clip.model import CLIP

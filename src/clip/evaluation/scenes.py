@@ -355,7 +355,7 @@ def _visible(vocabulary: Vocabulary) -> list[str]:
 def _look(rng: random.Random, thing: Thing, colour: str | None, centre: tuple[float, float], side: float) -> Placed:
     rgb = None
     if colour is not None:
-        red, green, blue = (min(255, max(0, channel + rng.randint(-_JITTER, _JITTER))) for channel in COLOURS[colour])
+        red, green, blue = (_clamped(channel + rng.randint(-_JITTER, _JITTER)) for channel in COLOURS[colour])
         rgb = (red, green, blue)
     return Placed(thing=thing, colour=colour, rgb=rgb, centre=centre, side=side, turn=_turn(rng, thing))
 
@@ -384,21 +384,17 @@ def _ground(rng: random.Random, vocabulary: Vocabulary, colours: list[str | None
     used = [COLOURS[colour] for colour in colours if colour is not None]
     for _ in range(_MOST_DRAWS):
         level = rng.choice((rng.randint(196, 255), rng.randint(40, 100)))
-        red, green, blue = (min(255, max(0, level + rng.randint(-6, 6))) for _ in range(3))
+        red, green, blue = (_clamped(level + rng.randint(-6, 6)) for _ in range(3))
         step = rng.choice((0, rng.randint(-30, 30)))
         top = (red, green, blue)
         bottom = (_clamped(red + step), _clamped(green + step), _clamped(blue + step))
-        if all(_distance(ground, colour) > 90 for ground in (top, bottom) for colour in used):
+        if all(math.dist(ground, colour) > 90 for ground in (top, bottom) for colour in used):
             return top, bottom
     raise AssertionError(f"no ground sets off {colours}")
 
 
 def _clamped(channel: int) -> int:
     return min(255, max(0, channel))
-
-
-def _distance(a: Colour, b: Colour) -> float:
-    return math.dist(a, b)
 
 
 # For training ---------------------------------------------------------------------------------------------------------

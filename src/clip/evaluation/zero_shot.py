@@ -24,7 +24,7 @@ from clip.model import CLIP
 from clip.preprocess import Preprocess
 from clip.simple_tokenizer import default_tokenizer
 
-__all__ = ["Classification", "Scores", "ZeroShotClassifier"]
+__all__ = ["Classification", "Scores", "ZeroShotClassifier", "embed_prompts"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +61,23 @@ class Classification:
         return None if self.is_rejected else self.labels[0]
 
 
+def embed_prompts(model: CLIP, prompts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+    """(len(prompts), E) float32, unit norm, on the model's device. Raises TextTooLongError if one does not fit."""
+
+    def explain(failure: Failure[str]) -> None:
+        if not isinstance(failure.error, TextTooLongError):
+            raise failure.error
+        count = len(default_tokenizer().encode(failure.source, special_words=False)) + 2
+        raise TextTooLongError(
+            f"the prompt {failure.source!r} has {count} tokens with start and end, the context length is "
+            f"{model.context_length}; shorten the class name or the template"
+        )
+
+    batches = encode_texts(model, prompts, batch_size=batch_size, on_error=explain)
+    empty = torch.empty(0, model.config.embed_dim, device=model.logit_scale.device)  # there may be no prompts
+    return torch.cat([empty, *(batch.embeddings for batch in batches)])
+
+
 class ZeroShotClassifier:
     """Sorts pictures into classes that are given by their names.
 
@@ -85,8 +102,7 @@ class ZeroShotClassifier:
         self.preprocess = preprocess
         self.templates = checked_templates(templates)
         self.background = tuple(background)
-        self._embed_dim = model.config.embed_dim
-        self._background_embeddings = self._embed(self.background)  # (G, E)
+        self._background_embeddings = embed_prompts(model, self.background)  # (G, E)
         self._sums: dict[str, Tensor] = {}  # name → sum of the embeddings of its prompts, (E,)
         self._set_classes(class_names)
 
@@ -101,7 +117,8 @@ class ZeroShotClassifier:
         names = [name for synonyms in classes for name in synonyms]
         new = [name for name in names if name not in self._sums]
         prompts = [fill(template, name) for name in new for template in self.templates]
-        by_name = self._embed(prompts).view(len(new), len(self.templates), self._embed_dim).sum(dim=1)  # (new, E)
+        embeddings = embed_prompts(self.model, prompts)
+        by_name = embeddings.view(len(new), len(self.templates), embeddings.shape[1]).sum(dim=1)  # (new, E)
         known = {**self._sums, **dict(zip(new, by_name, strict=True))}
         self._sums = {name: known[name] for name in names}  # no others, or a server's memory would grow with requests
         self.class_names = tuple(synonyms[0] for synonyms in classes)
@@ -109,22 +126,6 @@ class ZeroShotClassifier:
             torch.stack([torch.stack([known[name] for name in synonyms]).sum(dim=0) for synonyms in classes])
         )
         """(K, E) float32, unit norm, on the model's device."""
-
-    def _embed(self, prompts: Sequence[str]) -> Tensor:
-        """(len(prompts), E), unit norm."""
-
-        def explain(failure: Failure[str]) -> None:
-            if not isinstance(failure.error, TextTooLongError):
-                raise failure.error
-            count = len(default_tokenizer().encode(failure.source, special_words=False)) + 2
-            raise TextTooLongError(
-                f"the prompt {failure.source!r} has {count} tokens with start and end, the context length is "
-                f"{self.model.context_length}; shorten the class name or the template"
-            )
-
-        parts = [batch.embeddings for batch in encode_texts(self.model, prompts, on_error=explain)]
-        empty = torch.empty(0, self._embed_dim, device=self.model.logit_scale.device)  # there may be no prompts
-        return torch.cat([empty, *parts])
 
     def scores(self, image_embeddings: Tensor) -> Scores:
         """Cosines and probabilities of every class. image_embeddings: (B, E), of any norm, precision and device."""

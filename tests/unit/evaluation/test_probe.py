@@ -200,7 +200,7 @@ def test_the_template_is_put_around_every_caption(tiny_vit: CLIP) -> None:
 
 def test_json_and_progress_of_a_real_model(tiny_vit: CLIP) -> None:
     scenes: list[int] = []
-    result = run(tiny_vit, Preprocess(size=32), count=3, batch_size=4, progress=scenes.append)
+    result = run(tiny_vit, Preprocess(size=32), count=3, batch_size=4, advance=scenes.append)
     assert sum(scenes) == 2 * 3 * len(KINDS)
     fields = json.loads(json.dumps(result.to_dict()))
     assert (fields["things"], fields["count"], fields["seed"], fields["omitted"]) == ("shapes", 3, 0, [])

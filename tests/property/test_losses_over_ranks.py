@@ -216,4 +216,6 @@ def test_cached_gradients_under_ddp_equal_those_of_one_process(results: list[dic
 # A server forks workers with torch loaded: seconds less than starting each from nothing. Only Unix has it.
 START = "forkserver" if os.name == "posix" else "spawn"
 if START == "forkserver":
-    mp.get_context(START).set_forkserver_preload(["torch", "torch.distributed", "clip.training.losses"])
+    mp.get_context(START).set_forkserver_preload(
+        ["torch._dynamo", "torch.distributed", "clip.training.losses"]  # the first: DistributedDataParallel imports it
+    )

@@ -1,18 +1,23 @@
 #!/bin/sh
-# Fetch and unpack the public packages that pocket is made from (145 MB) under build/pocket/src.
-# Needs npm, and apt-get with dpkg: on another system take the two .deb files from a Debian mirror by hand.
+# Fetch and unpack the public packages that pocket is made from and tested with (337 MB) under build/pocket/src.
+# Run again, it fetches what is missing.     usage: sh recipes/pocket/fetch.sh [WORK]
+# Needs npm, and apt-get with dpkg: on another system take the four .deb files from a Debian mirror by hand.
 set -eu
 work=${1:-build/pocket}
 mkdir -p "$work/src"
 cd "$work/src"
 for package in @iconify/json@2.2.535 emojibase-data@17.0.0; do
-    archive=$(npm pack --silent "$package")
     folder=$(echo "${package%@*}" | tr -d '@' | tr '/' '-')
-    mkdir -p "$folder"
-    tar xzf "$archive" -C "$folder" --strip-components=1
+    [ -d "$folder" ] && continue
+    archive=$(npm pack --silent "$package")
+    rm -rf "$folder.part" && mkdir "$folder.part"
+    tar xzf "$archive" -C "$folder.part" --strip-components=1
+    mv "$folder.part" "$folder"
 done
-for package in openclipart-svg wordnet-base; do
+for package in openclipart-svg wordnet-base tuxpaint-stamps-default dataset-fashion-mnist; do
+    [ -d "$package" ] && continue
     apt-get download "$package"
-    mkdir -p "$package"
-    dpkg -x "$package"_*.deb "$package"
+    rm -rf "$package.part" && mkdir "$package.part"
+    dpkg -x "$package"_*.deb "$package.part"
+    mv "$package.part" "$package"
 done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +64,17 @@ def test_it_counts_what_classify_answers(evaluated: dict[str, Any], truth: dict[
     recalls = {row["class"]: row["recall"] for row in evaluated["classification"]["per_class"] if row["n"]}
     assert {name for name, recall in recalls.items() if recall == 1} == right
     assert evaluated["classification"]["top1"]["value"] == len(right) / 16
+
+
+def test_the_page_shows_what_its_command_prints() -> None:
+    page = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    match = re.search(r"```sh\nclip (.*)\n```\n\n```text\n(.*?)```", page, re.S)
+    assert match is not None
+    said, printed = match[2].splitlines(), run(*match[1].split()).splitlines()
+    number = re.compile(r" +-?[\d.]+")
+    for ours, theirs in zip(printed, said, strict=True):
+        if not theirs.startswith("found least: "):
+            assert number.sub(" 0", ours) == number.sub(" 0", theirs)
+        if " images" in theirs and " % " in theirs:  # another processor rounds otherwise: by one of sixteen at most
+            value, said_value = (float(re.split(r" {2,}", line)[1].removesuffix(" %")) for line in (ours, theirs))
+            assert value == pytest.approx(said_value, abs=100 / 16)

@@ -87,6 +87,7 @@ def test_every_colour_is_found_and_a_wrong_label_is_not(colours: Any, plain: Any
     assert measures["mean_per_class"].value == pytest.approx((1 + 1 / 2) / 2)
     assert result.confusion.tolist() == [[2, 0, 0], [0, 1, 1], [0, 0, 0]]
     assert result.class_support.tolist() == [2, 2, 0]
+    assert [result.most_taken_for(label) for label in range(3)] == [("", 0), ("blue", 1), ("", 0)]
     assert result.class_recall[:2].tolist() == [1, 0.5]
     assert result.majority == 0.5
     assert result.prompts is None  # one template has no spread

@@ -92,43 +92,46 @@ def train(
     these = these or Processes(0, 1, model.logit_scale.device)
     run = RunFolder(output)
     with contextlib.ExitStack() as stack:
-        if these.is_first:
-            these.from_first(lambda: stack.enter_context(run.locked()))
-        else:
-            these.from_first(lambda: None)
-        story = _Training(model, config, source, run, preprocess, transform, teacher, these, about or {}, licence)
-        return story.tell(evaluators, on_step or (lambda report: None), tensorboard=tensorboard)
+        these.from_first(lambda: stack.enter_context(run.locked()))
+        training = _Training(
+            model=model,
+            config=config,
+            source=source,
+            run=run,
+            preprocess=preprocess,
+            transform=transform,
+            teacher=teacher,
+            these=these,
+            about=about or {},
+            licence=licence,
+        )
+        return training.tell(evaluators, on_step or (lambda report: None), tensorboard=tensorboard)
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class _Training:
-    """The state of one call of ``train``."""
+    """The state of one call of ``train``, whose arguments these are."""
 
-    def __init__(
-        self,
-        model: CLIP,
-        config: TrainConfig,
-        source: Source,
-        run: RunFolder,
-        preprocess: Preprocess,
-        transform: Any,
-        teacher: Teacher | None,
-        these: Processes,
-        about: Mapping[str, Any],
-        licence: str,
-    ) -> None:
-        self.model = model
-        self.config = config
-        self.source = source
-        self.run = run
-        self.preprocess = preprocess
-        self.transform = transform
-        self.teacher = teacher
-        self.these = these
-        self.about = about
-        self.licence = licence
-        self.total_steps = config.total_steps(steps_per_epoch(len(source), config.batch_size))
-        self.failures = 0
+    model: CLIP
+    config: TrainConfig
+    source: Source
+    run: RunFolder
+    preprocess: Preprocess
+    transform: Any
+    teacher: Teacher | None
+    these: Processes
+    about: Mapping[str, Any]
+    licence: str
+    failures: int = 0
+    """Records of this process that could not be read, since it began."""
+
+    def __post_init__(self) -> None:
         self._check()
+        self.total_steps = self.config.total_steps(steps_per_epoch(len(self.source), self.config.batch_size))
+        self.record = self._record()
+        self.start: dict[str, Tensor] = {}
+        if self.config.wise_ft is not None:
+            self.start = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
 
     def _check(self) -> None:
         if not len(self.source):
@@ -150,9 +153,6 @@ class _Training:
         self, evaluators: Sequence[Evaluator], on_step: Callable[[StepReport], None], *, tensorboard: bool
     ) -> TrainResult:
         config, these, run = self.config, self.these, self.run
-        self.start = gathered(self.model.state_dict(), is_first=True) if config.wise_ft is not None else {}
-        self.start = {name: value.clone() for name, value in self.start.items()}
-        self.record = self._record()
         these.from_first(lambda: run.begin(self.record))
         result = run.result()
         if result is not None and (result["step"], result.get("wise_ft")) == (self.total_steps, config.wise_ft):

@@ -63,7 +63,6 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
-        self.metrics = self.path / "metrics.jsonl"
         self.model = self.path / "model.safetensors"
         self._config = self.path / "config.json"
         self._result = self.path / "result.json"

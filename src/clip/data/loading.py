@@ -117,6 +117,8 @@ class _Chunk(NamedTuple):
     epoch: int
     is_last: bool
     """Of this rank's part of the step."""
+    rows_of_step: int
+    """In this rank's part of the step."""
     rows: NDArray[np.int64]
     passes: NDArray[np.int64]
 
@@ -148,7 +150,8 @@ class _Plan:
             rows, passes = self._order.draw(first, last)
             for start in range(0, max(len(rows), 1), _CHUNK):  # a rank without rows still takes part in the step
                 stop = start + _CHUNK
-                yield _Chunk(step, whole.epoch, stop >= len(rows), rows[start:stop], passes[start:stop])
+                is_last = stop >= len(rows)
+                yield _Chunk(step, whole.epoch, is_last, len(rows), rows[start:stop], passes[start:stop])
 
 
 # --- Reading it, in a worker ------------------------------------------------------------------------------------------
@@ -284,21 +287,30 @@ def _same(decoded: _Decoded) -> _Decoded:
 
 def _batches(chunks: Generator[_Decoded], tolerance: Tolerance) -> Iterator[Batch]:
     parts: list[_Decoded] = []
+    images = torch.empty(0)
+    count = 0
     waiting_since = time.perf_counter()
     with contextlib.closing(chunks):
         for decoded in chunks:
             tolerance.count(len(decoded.chunk.rows), decoded.failures)
-            parts.append(decoded)
+            # Pictures of a large batch are gigabytes: each chunk goes to its place at once, so they are never there
+            # twice.
+            if not parts:
+                images = decoded.images.new_empty(decoded.chunk.rows_of_step, *decoded.images.shape[1:])
+                count = 0
+            images[count : count + len(decoded.images)] = decoded.images
+            count += len(decoded.images)
+            parts.append(decoded._replace(images=images[:0]))
             if decoded.chunk.is_last:
-                yield _joined(parts, time.perf_counter() - waiting_since)
-                parts = []
+                yield _joined(images[:count], parts, time.perf_counter() - waiting_since)
+                parts, images = [], torch.empty(0)  # lets go of this batch before the next takes its memory
                 waiting_since = time.perf_counter()
 
 
-def _joined(parts: list[_Decoded], wait_seconds: float) -> Batch:
+def _joined(images: Tensor, parts: list[_Decoded], wait_seconds: float) -> Batch:
     labels = [label for part in parts for label in part.labels]
     return Batch(
-        images=torch.cat([part.images for part in parts]),
+        images=images,
         texts=torch.cat([part.texts for part in parts]),
         keys=[key for part in parts for key in part.keys],
         rows=torch.tensor([row for part in parts for row in part.rows], dtype=torch.int64),

@@ -207,6 +207,7 @@ class _Training:
                 )
             if config.validate_every and done % config.validate_every == 0 and not is_last:
                 self._evaluate(evaluators, done)
+            del batch  # its memory is free before the next one is put together
 
     def _step(self, batch: Batch) -> StepReport:
         try:

@@ -74,5 +74,6 @@ def test_parts_of_a_mixture_come_round_evenly(parts: list[tuple[int, float]], se
         rows = drawn.rows[(drawn.rows >= first) & (drawn.rows < last)]
         counts = np.bincount(rows - first, minlength=last - first)
         assert counts.max() - counts.min() <= 2  # two blocks may each cut a round in the middle
-    pieces = [Order(mixture, seed=seed).draw(i, min(i + piece, 200)).rows.tolist() for i in range(0, 200, piece)]
+    again = Order(mixture, seed=seed)
+    pieces = [again.draw(i, min(i + piece, 200)).rows.tolist() for i in range(0, 200, piece)]
     assert list(itertools.chain(*pieces)) == drawn.rows[:200].tolist()

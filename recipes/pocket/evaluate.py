@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from anchors import nearest_names
-from layout import FASHION, STYLES, Layout
+from layout import STYLES, Layout
 
 import clip
 from clip.data.sources import open_source
@@ -96,9 +96,7 @@ def evaluations(
 
 def fashion(model: clip.model.CLIP, preprocess: clip.preprocess.Preprocess, layout: Layout) -> Evaluation:
     train, test = (open_source(layout.fashion, kind="idx", split=split) for split in ("train", "test"))
-    return evaluate(
-        model, preprocess, test, task="linear-probe", train=train, class_names=FASHION, templates=PHOTO_TEMPLATES
-    )
+    return evaluate(model, preprocess, test, task="linear-probe", train=train, templates=PHOTO_TEMPLATES)
 
 
 def measures(evaluation: Evaluation) -> Iterator[tuple[str, Measure]]:

@@ -18,7 +18,7 @@ from clip.preprocess import Preprocess
 ROOT = Path(__file__).parents[2]
 EMOJI = ROOT / "examples/emoji"
 # The wheel carries it; more would be felt by everyone who installs.
-LARGEST_BYTES = 25_000_000
+LARGEST_BYTES = 30_000_000
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,6 @@ def test_it_names_emoji_of_a_style_that_it_never_saw(pocket):
     seen = [i for i, row in enumerate(all_rows) if row["seen_in_training"] == "yes"]
     images = embed_images(model, preprocess, [EMOJI / all_rows[i]["file"] for i in seen])
     right = ((images @ labels.T).argmax(-1) == torch.tensor(seen)).sum().item()
-    # 11 of these 12 when the weights were made; guessing among the 16 labels gives less than one.
-    assert len(seen) == 12
-    assert right >= 9
+    # 10 of these 11 when the weights were made; guessing among the 16 labels gives less than one.
+    assert len(seen) == 11
+    assert right >= 8

@@ -1,7 +1,8 @@
 """Writes the shards beside this file with webdataset's own writer, as img2dataset and CLIP_benchmark use it.
 
-    python -m venv /tmp/wds && /tmp/wds/bin/pip install --no-deps webdataset && /tmp/wds/bin/pip install numpy pyyaml \
-        braceexpand pillow && /tmp/wds/bin/python tests/golden/data/make_shards.py
+    python -m venv reference && reference/bin/pip install --no-deps webdataset
+    reference/bin/pip install numpy pyyaml braceexpand pillow
+    reference/bin/python tests/golden/data/make_shards.py
 
 Made with webdataset 1.0.2. Their bytes hold the time at which they were made.
 """

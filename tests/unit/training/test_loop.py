@@ -518,7 +518,7 @@ def test_a_model_file_tells_how_it_was_made(tmp_path: Path) -> None:
     trainer = Trainer(tmp_path)
     preprocess = TrainingPreprocess(PREPROCESS, augmentation=Augmentation(flip=0.5))
     two = Mixture(
-        (Colours(name="/home/somebody/sets/colours"), Colours(name="https://host/a/b.tar?signature=0")), (0.5, 0.5)
+        (Colours(name="/srv/somebody/sets/colours"), Colours(name="https://host/a/b.tar?signature=0")), (0.5, 0.5)
     )
     result = trainer(
         steps=4, checkpoint_every=2, seed=7, source=two, transform=preprocess, licence="CC BY 4.0", batch_size=6

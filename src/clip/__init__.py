@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from clip import simple_tokenizer as simple_tokenizer
     from clip.clip import available_models, convert, load, save, tokenize
     from clip.evaluation.zero_shot import ZeroShotClassifier
+    from clip.inference.loading import load_for_inference
+    from clip.inference.optimized import optimize_for_inference
 
 __version__ = "0.1.0"
 
@@ -22,22 +24,35 @@ _HOME = {
     "available_models": "clip.clip",
     "convert": "clip.clip",
     "load": "clip.clip",
+    "load_for_inference": "clip.inference.loading",
+    "optimize_for_inference": "clip.inference.optimized",
     "save": "clip.clip",
     "tokenize": "clip.clip",
 }
 _SUBMODULES = (
     "checkpoints",
     "clip",
+    "config",
     "errors",
     "evaluation",
     "features",
     "images",
+    "inference",
     "model",
     "preprocess",
     "simple_tokenizer",
 )
 
-__all__ = ["ZeroShotClassifier", "available_models", "convert", "load", "save", "tokenize"]
+__all__ = [
+    "ZeroShotClassifier",
+    "available_models",
+    "convert",
+    "load",
+    "load_for_inference",
+    "optimize_for_inference",
+    "save",
+    "tokenize",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clip.model import CLIP, Activation
     from clip.preprocess import Preprocess
 
-__all__ = ["available_models", "convert", "load", "save", "tokenize"]
+__all__ = ["available_models", "convert", "find", "load", "save", "tokenize"]
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -76,7 +76,7 @@ def load(
     precision = precision or ("fp16" if device.type == "cuda" else "fp32")
     if precision not in dtypes:
         raise ConfigError(f"precision is {precision!r}; it must be one of {choices(precision, dtypes)}")
-    checkpoint = read_checkpoint(_find(name, download_root), activation=activation)
+    checkpoint = read_checkpoint(find(name, download_root), activation=activation)
     weights = {
         key: value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
         for key, value in checkpoint.state_dict.items()
@@ -143,12 +143,12 @@ def convert(
     """
     from clip.checkpoints.files import read_checkpoint, write_checkpoint
 
-    checkpoint = read_checkpoint(_find(source, download_root), activation=activation)
+    checkpoint = read_checkpoint(find(source, download_root), activation=activation)
     write_checkpoint(checkpoint, destination, to)
     return checkpoint
 
 
-def _find(name: str | os.PathLike[str], download_root: str | os.PathLike[str] | None) -> Path:
+def find(name: str | os.PathLike[str], download_root: str | os.PathLike[str] | None) -> Path:
     """The local file or folder of a model, fetched if need be."""
     text = os.fspath(name)
     if text in _MODELS:

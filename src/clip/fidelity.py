@@ -54,8 +54,8 @@ class Fidelity:
     """Largest absolute change of the cosine of any picture with any text, from 0 to 2. Times the logit scale it is the
     largest change of a logit."""
     changed_answers: int
-    """Pictures whose best text is another one. Equal ones (within 1e-6) are all best: an answer is the same if whatever is
-    best now was best before. With a single text there is nothing to change."""
+    """Pictures whose best text is another one. Equal ones (within 1e-6) are all best: an answer is the same if whatever
+    is best now was best before. With a single text there is nothing to change."""
     changed_finds: int
     """Texts whose best picture is another one, counted likewise."""
 
@@ -111,7 +111,8 @@ def _units(reference: NDArray[Any], other: NDArray[Any], what: str) -> tuple[Row
     """Both at unit norm."""
     if reference.ndim != 2 or reference.shape != other.shape or not len(reference):
         raise ShapeError(
-            f"{what} have shapes {reference.shape} and {other.shape}; both must be ({what}, embed_dim) of at least one row"
+            f"{what} have shapes {reference.shape} and {other.shape}; "
+            f"both must be ({what}, embed_dim) of at least one row"
         )
     return _unit(reference, f"{what} of the reference"), _unit(other, f"{what} of the other form")
 

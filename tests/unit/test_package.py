@@ -90,6 +90,7 @@ RANKS = {
     "checkpoints": 2,
     "clip": 3,
     "fidelity": 3,
+    "samples": 3,
     "inference": 4,
     "exports": 5,
     "features": 5,

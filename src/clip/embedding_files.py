@@ -128,7 +128,7 @@ class EmbeddingWriter:
 
     def add(self, batch: Encoded[Any]) -> None:
         """Stores a batch; when it returns, the batch survives the end of this process."""
-        self._data.write(batch.embeddings.cpu().numpy().astype("<f4", copy=False).tobytes())
+        self._data.write(batch.embeddings.astype("<f4", copy=False).tobytes())
         _sync(self._data)
         self._note(list(zip(batch.positions, batch.sources, strict=True)))
 

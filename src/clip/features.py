@@ -3,6 +3,8 @@
 Both functions are generators: memory is bounded by a few batches however long the stream, order is kept, and an item
 that cannot be encoded is reported with its position and left out, without shifting the others. Pictures are read and
 preprocessed in threads ahead of the model; texts of similar length are encoded together.
+
+Embeddings are NumPy arrays, whatever computed them; torch is imported for models of torch alone.
 """
 
 from __future__ import annotations
@@ -10,28 +12,35 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from clip.errors import ClipError, ConfigError, ImageError, ShapeError, TextTooLongError
 from clip.images import ImageSource, read_pixels
-from clip.model import CLIP
+from clip.inference.exported import ExportedCLIP
 from clip.preprocess import Preprocess
 from clip.simple_tokenizer import token_ids
 
-__all__ = ["AnyImage", "Encoded", "Failure", "OnError", "encode_images", "encode_texts", "normalized"]
+if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import TypeIs
 
-AnyImage = ImageSource | Image.Image | NDArray[np.uint8] | Tensor
-"""A path, the bytes of a file, an open file, a PIL image, pixels (H, W, 3), or a preprocessed tensor (3, S, S)."""
+    from clip.inference.loading import Model
+
+    AnyImage = ImageSource | Image.Image | NDArray[Any] | Tensor
+else:
+    AnyImage = Any
+"""A path, the bytes of a file, an open file, a PIL image, pixels (H, W, 3) uint8, or a preprocessed image (3, S, S) as
+an array of float32 or a tensor."""
+
+__all__ = ["AnyImage", "Encoded", "Failure", "OnError", "as_array", "encode_images", "encode_texts", "normalized"]
 
 Source = TypeVar("Source")
 
@@ -47,8 +56,8 @@ class Encoded(Generic[Source]):
     """Places in the stream, counted from 0 and ascending; those of failures are left out."""
     sources: list[Source]
     """The items, as they were passed in."""
-    embeddings: Tensor
-    """(B, E) float32, unit norm, on the model's device."""
+    embeddings: NDArray[np.float32]
+    """(B, E), unit norm."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -64,14 +73,40 @@ OnError = Callable[[Failure[Any]], None]
 """Told of each failure in the order of the stream, before the batch that follows it; may raise to end the stream."""
 
 
-def normalized(features: Tensor) -> Tensor:
-    """Features (B, E) of any norm and precision → embeddings (B, E), float32, unit norm."""
-    with torch.autocast(features.device.type, enabled=False):
-        return F.normalize(features.float(), dim=-1)
+@overload
+def normalized(features: NDArray[Any]) -> NDArray[np.float32]: ...
+@overload
+def normalized(features: Tensor) -> Tensor: ...
+def normalized(features: NDArray[Any] | Tensor) -> NDArray[np.float32] | Tensor:
+    """Features (B, E) of any norm and precision → embeddings (B, E), float32, unit norm.
+
+    An array gives an array; a tensor gives a tensor, through which gradients flow.
+    """
+    if _is_tensor(features):
+        import torch
+
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.nn.functional.normalize(features.float(), dim=-1)
+    values = np.asarray(features, np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # a row that is not finite stays so, and is the caller's to tell
+        embeddings: NDArray[np.float32] = values / np.linalg.norm(values, axis=-1, keepdims=True).clip(1e-12)
+    return embeddings
+
+
+def as_array(features: NDArray[Any] | Tensor) -> NDArray[np.float32]:
+    """Features of any precision, on any device, as float32 in the memory of the host."""
+    if _is_tensor(features):
+        return features.detach().float().cpu().numpy()
+    return np.asarray(features, np.float32)
+
+
+def _is_tensor(value: object) -> TypeIs[Tensor]:
+    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def encode_images(
-    model: CLIP,
+    model: Model,
     preprocess: Preprocess,
     sources: Iterable[AnyImage],
     *,
@@ -91,11 +126,11 @@ def encode_images(
         raise ConfigError(f"workers is {workers}; it must be at least 1")
 
     def batches() -> Iterator[Encoded[AnyImage]]:
-        prepared = _prepared(preprocess, sources, workers or _processors(), 2 * batch_size, on_error)
+        encode = _on_arrays(model, model.encode_image)
+        prepared = _prepared(model, preprocess, sources, workers or _processors(), 2 * batch_size, on_error)
         try:
             while batch := list(itertools.islice(prepared, batch_size)):
-                pixels = torch.stack([pixels for _, _, pixels in batch]).to(model.logit_scale.device)
-                features = _features(model.encode_image, pixels)
+                features = encode(np.stack([pixels for _, _, pixels in batch]))
                 yield from _finite([(position, source) for position, source, _ in batch], features, on_error)
         finally:
             prepared.close()
@@ -104,7 +139,7 @@ def encode_images(
 
 
 def encode_texts(
-    model: CLIP,
+    model: Model,
     texts: Iterable[str],
     *,
     batch_size: int = 256,
@@ -122,6 +157,7 @@ def encode_texts(
     _check(model, batch_size)
 
     def batches() -> Iterator[Encoded[str]]:
+        encode = _on_arrays(model, model.encode_text)
         numbered = enumerate(texts)
         while window := list(itertools.islice(numbered, _TEXT_WINDOW * batch_size)):
             items, ids = _tokenized(window, model.context_length, truncate, special_words, on_error)
@@ -133,14 +169,9 @@ def encode_texts(
                     f"which gives id {ids.max()}; pass ids of its own to model.encode_text"
                 )
             order = np.argsort(ids.argmax(axis=1), kind="stable")  # the end token is the largest id
-            features = torch.cat(
-                [
-                    _features(model.encode_text, torch.from_numpy(ids[rows]).to(model.logit_scale.device))
-                    for rows in np.split(order, range(batch_size, len(order), batch_size))
-                ]
-            )
-            restored = torch.empty_like(features)
-            restored[torch.from_numpy(order).to(features.device)] = features
+            restored = np.empty((len(items), model.config.embed_dim), np.float32)
+            for rows in np.split(order, range(batch_size, len(order), batch_size)):
+                restored[rows] = encode(ids[rows])
             for first in range(0, len(items), batch_size):
                 last = first + batch_size
                 yield from _finite(items[first:last], restored[first:last], on_error)
@@ -148,30 +179,40 @@ def encode_texts(
     return batches()
 
 
-def _check(model: CLIP, batch_size: int) -> None:
+def _check(model: Model, batch_size: int) -> None:
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
-    if model.training:  # batch statistics would make an embedding depend on its neighbours
+    if getattr(model, "training", False):  # batch statistics would make an embedding depend on its neighbours
         raise ConfigError("the model is in training mode; call model.eval() before encoding")
 
 
-def _features(encode: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """Embeddings of a batch. Those are ordinary tensors, which a probe may be trained on; inference ones could not."""
-    with torch.inference_mode():
-        features = encode(batch)
-    return normalized(features)
+def _on_arrays(model: Model, encode: Callable[[Any], Any]) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """A tower of the model as a function from a batch to embeddings, both in the memory of the host."""
+    if isinstance(model, ExportedCLIP):
+        return lambda batch: normalized(encode(batch))
+    import torch
+
+    device = model.logit_scale.device
+
+    def embed(batch: NDArray[Any]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return normalized(as_array(encode(torch.from_numpy(batch).to(device))))
+
+    return embed
 
 
-def _finite(items: list[tuple[int, Source]], embeddings: Tensor, on_error: OnError | None) -> Iterator[Encoded[Source]]:
+def _finite(
+    items: list[tuple[int, Source]], embeddings: NDArray[np.float32], on_error: OnError | None
+) -> Iterator[Encoded[Source]]:
     """The batch without the rows that half precision drove out of range: NaN compares with everything as False."""
-    good = embeddings.isfinite().all(dim=-1).tolist()
+    good: list[bool] = np.logical_and.reduce(np.isfinite(embeddings), axis=1).tolist()
     if not all(good):
         for (position, source), is_good in zip(items, good, strict=True):
             if not is_good:
                 error = ClipError(f"item {position}: its features are not finite; load the model with precision='fp32'")
                 _report(Failure(position, source, error), on_error)
         items = list(itertools.compress(items, good))
-        embeddings = embeddings[torch.tensor(good, device=embeddings.device)]
+        embeddings = embeddings[good]
     if items:
         yield Encoded([position for position, _ in items], [source for _, source in items], embeddings)
 
@@ -186,16 +227,22 @@ def _report(failure: Failure[Any], on_error: OnError | None) -> None:
 
 
 def _prepared(
-    preprocess: Preprocess, sources: Iterable[AnyImage], workers: int, ahead: int, on_error: OnError | None
-) -> Generator[tuple[int, AnyImage, Tensor]]:
-    """Position, source and pixels (3, S, S) in order; up to ``ahead`` of them are in work or wait."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-decode")
-    pending: deque[tuple[int, AnyImage, Future[Tensor]]] = deque()
+    model: Model,
+    preprocess: Preprocess,
+    sources: Iterable[AnyImage],
+    workers: int,
+    ahead: int,
+    on_error: OnError | None,
+) -> Generator[tuple[int, AnyImage, NDArray[np.float32]]]:
+    """Position, source and preprocessed image (3, S, S) in order; up to ``ahead`` of them are in work or wait."""
+    convert, prepare_thread = _preprocessing(model, preprocess)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-decode", initializer=prepare_thread)
+    pending: deque[tuple[int, AnyImage, Future[NDArray[np.float32]]]] = deque()
     numbered = enumerate(sources)
     try:
         while True:
             for position, source in itertools.islice(numbered, ahead - len(pending)):
-                pending.append((position, source, pool.submit(_pixels, preprocess, source)))
+                pending.append((position, source, pool.submit(_pixels, convert, preprocess.size, source)))
             if not pending:
                 return
             position, source, future = pending.popleft()
@@ -209,17 +256,31 @@ def _prepared(
         pool.shutdown(cancel_futures=True)
 
 
-def _pixels(preprocess: Preprocess, source: AnyImage) -> Tensor:
-    if isinstance(source, Tensor):
-        if source.shape != (3, preprocess.size, preprocess.size):
+Convert = Callable[[Any], NDArray[np.float32]]
+"""Pixels or a PIL image → the preprocessed image."""
+
+
+def _preprocessing(model: Model, preprocess: Preprocess) -> tuple[Convert, Callable[[], None]]:
+    """How images become arrays beside this model, and what a thread that does it must do first."""
+    if isinstance(model, ExportedCLIP):
+        return preprocess.to_numpy, lambda: None
+    import torch
+
+    # Of the calling thread alone: otherwise each decoding thread would start a team of its own for every resize.
+    return lambda image: preprocess(image).numpy(), lambda: torch.set_num_threads(1)
+
+
+def _pixels(convert: Convert, size: int, source: AnyImage) -> NDArray[np.float32]:
+    if _is_tensor(source) or (isinstance(source, np.ndarray) and source.dtype.kind == "f"):
+        if source.shape != (3, size, size):
             raise ShapeError(
-                f"an image has shape {tuple(source.shape)}; this model takes (3, {preprocess.size}, "
-                f"{preprocess.size}), as its preprocess gives it"
+                f"an image has shape {tuple(source.shape)}; this model takes (3, {size}, {size}), as its preprocess "
+                "gives it"
             )
-        return source
+        return as_array(source)
     if isinstance(source, Image.Image | np.ndarray):
-        return preprocess(source)
-    return preprocess(read_pixels(source, shorter_side=preprocess.size))
+        return convert(source)
+    return convert(read_pixels(source, shorter_side=size))
 
 
 def _processors() -> int:

@@ -2,7 +2,8 @@
 
 A PIL image takes the exact path, whose every value is that of OpenAI's ``_transform``. An array of decoded pixels, as
 ``clip.images.read_pixels`` gives it, takes the fast path: the same filter in shorter integers, at most one grey level
-away (two, in single pixels, where the picture has to grow).
+away (two, in single pixels, where the picture has to grow). ``to_numpy`` takes the exact path for both and needs no
+torch, which is imported at the first call that gives a tensor.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import PIL
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from clip.errors import ConfigError, ImageError, ShapeError, choices
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["OPENAI_MEAN", "OPENAI_STD", "Preprocess"]
 
@@ -89,15 +90,21 @@ class Preprocess:
         Both release the interpreter lock while they resize, so threads run side by side.
         Raises ImageError for an image without pixels or whose mode has no way to RGB, ShapeError for another array.
         """
-        if isinstance(image, Image.Image):
-            pixels = self._resize_exactly(image)
-        elif isinstance(image, np.ndarray):
-            pixels = self._resize_fast(image)
-        else:
+        import torch
+
+        if isinstance(image, np.ndarray):
+            return torch.from_numpy(self._normalized(self._resize_fast(_checked(image))))
+        return torch.from_numpy(self.to_numpy(image))
+
+    def to_numpy(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The image as an array (3, size, size), float32, normalised, without torch: for both kinds of image the values
+        that the call gives for a PIL image. Raises what the call raises.
+        """
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(_checked(image))
+        elif not isinstance(image, Image.Image):
             raise TypeError(f"expected a PIL image or a NumPy array, found {type(image).__name__}")
-        mean, std = _columns(self.mean, self.std)
-        # The three operations of ToTensor and Normalize in their order: folding them into one changes the last bit.
-        return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255).sub_(mean).div_(std)
+        return self._normalized(self._resize_exactly(image))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON, which ``from_dict`` reads."""
@@ -129,8 +136,19 @@ class Preprocess:
             return -((self.size - length) // 2)
         return round((length - self.size) / 2)  # half to even, as in torchvision
 
-    def _resize_exactly(self, image: Image.Image) -> Tensor:
-        """(3, size, size) uint8 by Pillow, step by step what torchvision does."""
+    def _normalized(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """pixels: (size, size, 3) → (3, size, size), contiguous."""
+        mean, std = _columns(self.mean, self.std)
+        result = np.empty((3, self.size, self.size), np.float32)
+        # The three operations of ToTensor and Normalize in their order: folding them into one changes the last bit.
+        result[:] = pixels.transpose(2, 0, 1)
+        result /= np.float32(255)
+        result -= mean
+        result /= std
+        return result
+
+    def _resize_exactly(self, image: Image.Image) -> NDArray[np.uint8]:
+        """(size, size, 3) by Pillow, step by step what torchvision does."""
         if not image.width or not image.height:
             raise ImageError(f"an image of {image.width}×{image.height} has no pixels to resize")
         width, height = self._resized(image.width, image.height)
@@ -155,15 +173,14 @@ class Preprocess:
                 f"an image of mode {image.mode!r} and {image.width}×{image.height} cannot be resized and converted "
                 f"to RGB ({error}); pass image.convert('RGB')"
             ) from error
-        return self._on_square(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+        return self._on_square(np.asarray(image))
 
-    def _resize_fast(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """(3, size, size) uint8, in the memory order of the pixels; strided where it was cropped."""
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise ShapeError(f"expected pixels (H, W, 3) of uint8, found {pixels.shape} of {pixels.dtype}")
+    def _resize_fast(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(size, size, 3) by torch; strided where it was cropped."""
+        import torch
+        import torch.nn.functional as F
+
         height, width = pixels.shape[:2]
-        if not height or not width:
-            raise ImageError(f"an image of {width}×{height} has no pixels to resize")
         new_width, new_height = self._resized(width, height)
         if new_width * new_height > _MAX_RESIZED_PIXELS:
             return self._resize_exactly(Image.fromarray(pixels))
@@ -178,23 +195,33 @@ class Preprocess:
         if self.resize == "shortest":
             left, top = self._offset(new_width), self._offset(new_height)
             resized = resized[:, top : top + self.size, left : left + self.size]
-        return self._on_square(resized)
+        return self._on_square(resized.permute(1, 2, 0).numpy())
 
-    def _on_square(self, pixels: Tensor) -> Tensor:
-        """``pixels`` (3, h, w) uint8 in the middle of (3, size, size) of ``fill``, or as they are if that large."""
-        height, width = pixels.shape[1:]
+    def _on_square(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """``pixels`` (h, w, 3) in the middle of (size, size, 3) of ``fill``, or as they are if that large."""
+        height, width = pixels.shape[:2]
         if (height, width) == (self.size, self.size):
             return pixels
         left, top = -self._offset(width), -self._offset(height)
-        square = pixels.new_full((3, self.size, self.size), self.fill)
-        square[:, top : top + height, left : left + width] = pixels
+        square = np.full((self.size, self.size, 3), self.fill, np.uint8)
+        square[top : top + height, left : left + width] = pixels
         return square
 
 
+def _checked(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) of which there are some."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ShapeError(f"expected pixels (H, W, 3) of uint8, found {pixels.shape} of {pixels.dtype}")
+    height, width = pixels.shape[:2]
+    if not height or not width:
+        raise ImageError(f"an image of {width}×{height} has no pixels to resize")
+    return pixels
+
+
 @lru_cache(maxsize=16)
-def _columns(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Both as (3, 1, 1) float32."""
-    return torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+def _columns(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Both as (3, 1, 1)."""
+    return np.array(mean, np.float32).reshape(3, 1, 1), np.array(std, np.float32).reshape(3, 1, 1)
 
 
 def _is_int(value: object) -> bool:

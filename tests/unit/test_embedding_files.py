@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
-import torch
 
 from clip.embedding_files import EmbeddingWriter, read_embeddings
 from clip.errors import ClipError, ConfigError, DataError, MissingDependencyError
@@ -23,7 +22,7 @@ def writer(path: Path, **options: object) -> EmbeddingWriter:
 
 
 def batch(*positions: int, offset: int = 0) -> Encoded[str]:
-    rows = torch.tensor([[p + offset, 0, 0] for p in positions], dtype=torch.float32)
+    rows = np.array([[p + offset, 0, 0] for p in positions], np.float32)
     return Encoded(list(positions), [f"{p + offset}.png" for p in positions], rows)
 
 
@@ -168,7 +167,7 @@ def test_a_name_or_folder_that_cannot_be(tmp_path: Path) -> None:
 def test_parquet_holds_sources_and_embeddings(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     with writer(path) as file:
-        file.add(Encoded([0, 1], ["ü.png", "b\udcff.png"], torch.tensor([[1.0, 2, 3], [4, 5, 6]])))
+        file.add(Encoded([0, 1], ["ü.png", "b\udcff.png"], np.array([[1, 2, 3], [4, 5, 6]], np.float32)))
         file.fail(failure(2))
         file.finish()
     table = pyarrow.parquet.read_table(path)

@@ -13,16 +13,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from clip.errors import ConfigError, ShapeError, TextTooLongError
 from clip.evaluation.prompts import DEFAULT_TEMPLATES, checked_classes, checked_templates, fill
-from clip.features import AnyImage, Encoded, Failure, OnError, encode_images, encode_texts, normalized
-from clip.model import CLIP
+from clip.features import AnyImage, Encoded, Failure, OnError, as_array, encode_images, encode_texts, normalized
 from clip.preprocess import Preprocess
 from clip.simple_tokenizer import default_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clip.inference.loading import Model
 
 __all__ = ["Classification", "Scores", "ZeroShotClassifier", "embed_prompts"]
 
@@ -31,11 +36,11 @@ __all__ = ["Classification", "Scores", "ZeroShotClassifier", "embed_prompts"]
 class Scores:
     """Of B images against K classes, float32."""
 
-    cosines: Tensor
+    cosines: NDArray[np.float32]
     """(B, K), from -1 to 1; what to threshold for "is it there at all?", class by class."""
-    probabilities: Tensor
+    probabilities: NDArray[np.float32]
     """(B, K), softmax of the cosines at the model's logit scale; with ``background``, a row sums to one."""
-    background: Tensor
+    background: NDArray[np.float32]
     """(B,), the share of the background prompts; zeros where there are none."""
 
 
@@ -61,8 +66,8 @@ class Classification:
         return None if self.is_rejected else self.labels[0]
 
 
-def embed_prompts(model: CLIP, prompts: Sequence[str], *, batch_size: int = 256) -> Tensor:
-    """(len(prompts), E) float32, unit norm, on the model's device. Raises TextTooLongError if one does not fit."""
+def embed_prompts(model: Model, prompts: Sequence[str], *, batch_size: int = 256) -> NDArray[np.float32]:
+    """(len(prompts), E), unit norm. Raises TextTooLongError if one does not fit."""
 
     def explain(failure: Failure[str]) -> None:
         if not isinstance(failure.error, TextTooLongError):
@@ -74,8 +79,8 @@ def embed_prompts(model: CLIP, prompts: Sequence[str], *, batch_size: int = 256)
         )
 
     batches = encode_texts(model, prompts, batch_size=batch_size, on_error=explain)
-    empty = torch.empty(0, model.config.embed_dim, device=model.logit_scale.device)  # there may be no prompts
-    return torch.cat([empty, *(batch.embeddings for batch in batches)])
+    empty = np.empty((0, model.config.embed_dim), np.float32)  # there may be no prompts
+    return np.concatenate([empty, *(batch.embeddings for batch in batches)])
 
 
 class ZeroShotClassifier:
@@ -91,7 +96,7 @@ class ZeroShotClassifier:
 
     def __init__(
         self,
-        model: CLIP,
+        model: Model,
         class_names: Sequence[str | Sequence[str]],
         templates: Sequence[str] = DEFAULT_TEMPLATES,
         *,
@@ -103,7 +108,7 @@ class ZeroShotClassifier:
         self.templates = checked_templates(templates)
         self.background = tuple(background)
         self._background_embeddings = embed_prompts(model, self.background)  # (G, E)
-        self._sums: dict[str, Tensor] = {}  # name → sum of the embeddings of its prompts, (E,)
+        self._sums: dict[str, NDArray[np.float32]] = {}  # name → sum of the embeddings of its prompts, (E,)
         self._set_classes(class_names)
 
     def with_classes(self, class_names: Sequence[str | Sequence[str]]) -> ZeroShotClassifier:
@@ -118,28 +123,27 @@ class ZeroShotClassifier:
         new = [name for name in names if name not in self._sums]
         prompts = [fill(template, name) for name in new for template in self.templates]
         embeddings = embed_prompts(self.model, prompts)
-        by_name = embeddings.view(len(new), len(self.templates), embeddings.shape[1]).sum(dim=1)  # (new, E)
+        by_name = embeddings.reshape(len(new), len(self.templates), embeddings.shape[1]).sum(axis=1)  # (new, E)
         known = {**self._sums, **dict(zip(new, by_name, strict=True))}
         self._sums = {name: known[name] for name in names}  # no others, or a server's memory would grow with requests
         self.class_names = tuple(synonyms[0] for synonyms in classes)
         self.class_embeddings = normalized(
-            torch.stack([torch.stack([known[name] for name in synonyms]).sum(dim=0) for synonyms in classes])
+            np.stack([np.sum([known[name] for name in synonyms], axis=0) for synonyms in classes])
         )
-        """(K, E) float32, unit norm, on the model's device."""
+        """(K, E) float32, unit norm."""
 
-    def scores(self, image_embeddings: Tensor) -> Scores:
+    def scores(self, image_embeddings: NDArray[Any] | Tensor) -> Scores:
         """Cosines and probabilities of every class. image_embeddings: (B, E), of any norm, precision and device."""
         embed_dim = self.class_embeddings.shape[1]
         if image_embeddings.ndim != 2 or image_embeddings.shape[1] != embed_dim:
             raise ShapeError(
                 f"embeddings have shape {tuple(image_embeddings.shape)}; (images, {embed_dim}) is expected"
             )
-        embeddings = normalized(image_embeddings.detach().to(self.class_embeddings.device))
-        with torch.autocast(embeddings.device.type, enabled=False):
-            cosines = embeddings @ torch.cat([self.class_embeddings, self._background_embeddings]).t()  # (B, K + G)
-            probabilities = (self.model.logit_scale.detach().float().exp() * cosines).softmax(dim=-1)
+        texts = np.concatenate([self.class_embeddings, self._background_embeddings])  # (K + G, E)
+        cosines = normalized(as_array(image_embeddings)) @ texts.T
+        probabilities = _softmax(np.exp(np.float32(self.model.logit_scale.item())) * cosines)
         count = len(self.class_names)
-        return Scores(cosines[:, :count], probabilities[:, :count], probabilities[:, count:].sum(dim=-1))
+        return Scores(cosines[:, :count], probabilities[:, :count], probabilities[:, count:].sum(axis=1))
 
     def classify(
         self,
@@ -172,10 +176,11 @@ class ZeroShotClassifier:
 
     def _answers(self, batch: Encoded[AnyImage], top_k: int | None, reject_below: float) -> Iterator[Classification]:
         scores = self.scores(batch.embeddings)
-        cosines, order = scores.cosines.sort(dim=-1, descending=True, stable=True)
-        probabilities = scores.probabilities.gather(1, order)
-        best = slice(top_k)
-        rows = (order[:, best], probabilities[:, best], cosines[:, best], scores.background)
+        order = np.argsort(-scores.cosines, axis=1, kind="stable")[:, :top_k]  # of equals, the first named comes first
+        probabilities, cosines = (
+            np.take_along_axis(of, order, axis=1) for of in (scores.probabilities, scores.cosines)
+        )
+        rows = (order, probabilities, cosines, scores.background)
         columns = zip(batch.positions, batch.sources, *(row.tolist() for row in rows), strict=True)
         for position, source, classes, shares, similarities, background in columns:
             yield Classification(
@@ -187,3 +192,10 @@ class ZeroShotClassifier:
                 background=background,
                 is_rejected=shares[0] < reject_below or shares[0] < background,
             )
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Over the last axis. The largest is taken off first, so that nothing overflows at any scale."""
+    shares: NDArray[np.float32] = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    return shares

@@ -29,8 +29,8 @@ def optimize_for_inference(model: CLIP, precision: Precision = "auto") -> Infere
 
     precision: of the matrix products. "fp32": features differ from the model's in rounding alone (1e-6). "bf16":
         cosines to the model's own are above 0.9999. "auto": bf16 where the processor has units for it, else fp32.
-    The given model is not changed, and not needed any more. Raises ConfigError for a model on another device, in training
-    mode or with another precision.
+    The given model is not changed, and not needed any more. Raises ConfigError for a model on another device or in
+    training mode.
     """
     return InferenceCLIP(model, precision)
 
@@ -48,7 +48,7 @@ class InferenceCLIP:
     def __init__(self, model: CLIP, precision: Precision = "auto") -> None:
         if model.logit_scale.device.type != "cpu":
             raise ConfigError(
-                f"the model is on {model.logit_scale.device}; only models on the CPU are packed, elsewhere use it as it is"
+                f"the model is on {model.logit_scale.device}; only models on the CPU are packed, use this one as it is"
             )
         if model.training:  # batch statistics are not part of the packed weights
             raise ConfigError("the model is in training mode; call model.eval() before packing it")
@@ -60,8 +60,11 @@ class InferenceCLIP:
         self.context_length, self.vocab_size = model.context_length, model.vocab_size
         self.logit_scale = model.logit_scale.detach().clone()
         self.logit_bias = None if model.logit_bias is None else model.logit_bias.detach().clone()
-        is_resnet = isinstance(model.visual, ModifiedResNet)
-        self.visual = PackedResNet(model.visual, dtype) if is_resnet else PackedVisionTransformer(model.visual, dtype)
+        self.visual: PackedResNet | PackedVisionTransformer
+        if isinstance(model.visual, ModifiedResNet):
+            self.visual = PackedResNet(model.visual, dtype)
+        else:
+            self.visual = PackedVisionTransformer(model.visual, dtype)
         self.text = PackedTextTransformer(model, dtype)
 
     def eval(self) -> InferenceCLIP:
@@ -116,5 +119,5 @@ def _even(order: Tensor, lengths: Tensor, parts: int) -> list[Tensor]:
         return [order]
     before = lengths[order].cumsum(0)
     total = int(before[-1])
-    cuts = torch.searchsorted(before, torch.arange(1, parts) * total / parts).unique()
-    return [part for part in order.tensor_split(cast(list[int], (cuts + 1).tolist())) if len(part)]
+    cuts = torch.searchsorted(before, torch.arange(1, parts) * total / parts) + 1
+    return [part for part in order.tensor_split(cast(list[int], cuts.tolist())) if len(part)]

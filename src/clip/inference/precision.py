@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def has_bf16_units() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware, by AMX or AVX-512-BF16. Without, bf16 is slower than fp32."""
+    """Whether this processor multiplies bfloat16 in hardware, by AMX or AVX-512-BF16. Else bf16 is slower than fp32."""
     known = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # absent from older versions of torch
     return any(getattr(torch.cpu, name, lambda: False)() for name in known)
 

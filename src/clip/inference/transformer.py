@@ -48,7 +48,7 @@ class _Layout:
     readout: Tensor
     """(B,), rows of the one token of each sequence whose features are asked for."""
     gather: Tensor | None = None
-    """(B · L,), the row at each place of a (B, L) table, any row where a sequence has ended; None if all are as long."""
+    """(B · L,), the row at each place of a (B, L) table, any row behind the end; None if all are of one length."""
     scatter: Tensor | None = None
     """(rows,), the place in that table of each row."""
     mask: Tensor | None = None
@@ -164,8 +164,8 @@ class PackedVisionTransformer:
         count, size = images.shape[0], self.patch_size
         grid = images.shape[2] // size
         images = images[..., : grid * size, : grid * size].to(self.dtype)
-        x = images.unflatten(3, (grid, size)).unflatten(2, (grid, size))  # (B, 3, grid, size, grid, size)
-        x = self.patches(x.permute(0, 2, 4, 1, 3, 5).reshape(count * grid * grid, -1))
+        x = images.reshape(count, 3, grid, size, grid, size).permute(0, 2, 4, 1, 3, 5)
+        x = self.patches(x.reshape(count * grid * grid, -1))
         length, width = grid * grid + 1, x.shape[1]
         tokens = x.new_empty(count, length, width, dtype=torch.float32)
         torch.add(x.view(count, grid * grid, width), self.positions, out=tokens[:, 1:])
@@ -180,7 +180,7 @@ class PackedTextTransformer:
 
     def __init__(self, model: CLIP, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.token_embedding = model.token_embedding.weight.detach()
+        self.token_embedding = model.token_embedding.weight.detach().clone()
         self.positions = model.positional_embedding.detach().to(torch.float32, copy=True)
         self.blocks = _Blocks(model.transformer, dtype)
         self.norm_final = _norm(model.ln_final)

@@ -13,12 +13,12 @@ import json
 import random
 from pathlib import Path
 
-import torch
+import numpy as np
 
-import clip
 from clip.evaluation.prompts import BACKGROUND, DEFAULT_TEMPLATES
 from clip.evaluation.zero_shot import ZeroShotClassifier
 from clip.features import encode_images
+from clip.inference.loading import load_for_inference
 
 
 def main() -> None:
@@ -31,19 +31,19 @@ def main() -> None:
     names = sorted({record["label"] for record in records if record["style"] == "noto"})
     present = sorted(random.Random(arguments.seed).sample(names, len(names) // 2))
     chosen = [record for record in records if (record["style"], record["split"]) == ("noto", "test_style")]
-    is_present = torch.tensor([record["label"] in present for record in chosen])
+    is_present = np.array([record["label"] in present for record in chosen])
 
-    model, preprocess = clip.load(arguments.model, device="cpu")
+    model, preprocess = load_for_inference(arguments.model)
     files = [arguments.data / record["file"] for record in chosen]
-    embeddings = torch.cat([batch.embeddings for batch in encode_images(model, preprocess, files)])
+    embeddings = np.concatenate([batch.embeddings for batch in encode_images(model, preprocess, files)])
     print(f"{len(present)} names, {int(is_present.sum())} pictures of them, {int((~is_present).sum())} of others")
     print("background  reject_below  absent  present")
     for background in ((), BACKGROUND):
         classifier = ZeroShotClassifier(model, present, DEFAULT_TEMPLATES, background=background)
         scores = classifier.scores(embeddings)
-        best = scores.probabilities.amax(dim=1)
+        best = scores.probabilities.max(axis=1)
         for limit in (0.0, 0.3, 0.5, 0.7, 0.9):
-            is_rejected = ((best < limit) | (best < scores.background)).float()
+            is_rejected = (best < limit) | (best < scores.background)
             shares = (is_rejected[~is_present].mean(), is_rejected[is_present].mean())
             print(f"{'yes' if background else 'no':10}  {limit:12}  {shares[0]:6.1%}  {shares[1]:7.1%}")
 

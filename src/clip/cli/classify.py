@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clip.cli import options
-from clip.cli.console import Session, json_line, printable, progress, rounded, say
+from clip.cli.console import Session, json_line, note, printable, progress, rounded, say
 from clip.cli.pictures import count, find
 
 if TYPE_CHECKING:
     from clip.evaluation.zero_shot import Classification, ZeroShotClassifier
     from clip.features import Failure
+    from clip.inference.loading import Runtime
+    from clip.inference.precision import Precision
 
 __all__ = ["command"]
 
@@ -77,6 +79,7 @@ def command(
     check: bool,
     model: str,
     device: str | None,
+    precision: Precision,
     batch_size: int,
 ) -> int:
     """Say which label fits each picture best.
@@ -102,12 +105,15 @@ def command(
     prompts.checked_templates(templates or prompts.DEFAULT_TEMPLATES)
 
     from clip.evaluation.zero_shot import ZeroShotClassifier
+    from clip.inference.loading import runtime_of
 
-    network, preprocess = options.load_model(session, model, device)
+    network, preprocess = options.load_for_inference(session, model, device, precision)
+    runtime = runtime_of(network)
+    note(session, f"{model}: {runtime}")
     classifier = ZeroShotClassifier(
         network, names, templates or prompts.DEFAULT_TEMPLATES, preprocess=preprocess, background=others
     )
-    write = _json if as_json else _csv() if as_csv else _table(classifier.class_names)
+    write = _json(runtime) if as_json else _csv() if as_csv else _table(classifier.class_names)
     return _classify(session, classifier, pictures, write, top_k, reject_below or 0.0, batch_size, check)
 
 
@@ -157,17 +163,22 @@ def _classify(
 # How answers are printed ----------------------------------------------------------------------------------------------
 
 
-def _json(rows: list[Classification]) -> None:
-    for row in rows:
-        ranked = zip(row.labels, row.probabilities, row.cosines, strict=True)
-        value = {
-            "file": row.source,
-            "label": row.label,
-            "rejected": row.is_rejected,
-            "background": rounded(row.background),
-            "scores": [{"label": label, "probability": rounded(p), "cosine": rounded(c)} for label, p, c in ranked],
-        }
-        print(json_line(value))
+def _json(runtime: Runtime) -> Write:
+    def write(rows: list[Classification]) -> None:
+        for row in rows:
+            ranked = zip(row.labels, row.probabilities, row.cosines, strict=True)
+            value = {
+                "file": row.source,
+                "label": row.label,
+                "rejected": row.is_rejected,
+                "background": rounded(row.background),
+                "scores": [{"label": label, "probability": rounded(p), "cosine": rounded(c)} for label, p, c in ranked],
+                "engine": runtime.engine,
+                "precision": runtime.precision,
+            }
+            print(json_line(value))
+
+    return write
 
 
 def _csv() -> Write:

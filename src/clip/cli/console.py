@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["ByteBar", "Progress", "Session", "json_line", "printable", "progress", "rounded", "say"]
+__all__ = ["ByteBar", "Progress", "Session", "json_line", "note", "printable", "progress", "rounded", "say"]
 
 
 @dataclasses.dataclass(slots=True)
@@ -44,6 +44,12 @@ def _escaped(character: str) -> str:
 def say(message: str) -> None:
     """One line on stderr."""
     print(f"clip: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def note(session: Session, message: str) -> None:
+    """One line on stderr for a person who watches: none in a pipe or a log, none with ``--quiet``."""
+    if sys.stderr.isatty() and not session.quiet:
+        say(message)
 
 
 def json_line(value: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from clip.cli.pictures import STDIN, count, find
 
 if TYPE_CHECKING:
     from clip.features import Failure
+    from clip.inference.precision import Precision
 
 __all__ = ["command"]
 
@@ -50,6 +51,7 @@ def command(
     as_json: bool,
     model: str,
     device: str | None,
+    precision: Precision,
     batch_size: int,
 ) -> int:
     """Write embeddings of pictures or texts.
@@ -69,12 +71,14 @@ def command(
     if Path(output).exists() and not overwrite:
         raise click.UsageError(f"{output} is there already; choose another name, or pass --overwrite")
 
-    from clip.checkpoints.files import fingerprint
     from clip.embedding_files import EmbeddingWriter
     from clip.features import encode_images, encode_texts
+    from clip.inference.loading import fingerprint_of, runtime_of
 
-    network, preprocess = options.load_model(session, model, device)
-    about: dict[str, Any] = {"fingerprint": fingerprint(network.config, network.state_dict())}
+    network, preprocess = options.load_for_inference(session, model, device, precision)
+    runtime = runtime_of(network)
+    about: dict[str, Any] = {"fingerprint": fingerprint_of(model)}
+    about |= {"engine": runtime.engine, "precision": runtime.precision}
     about |= {"preprocess": preprocess.to_dict()} if texts is None else {"truncate": truncate}
     problems = 0
 
@@ -120,12 +124,15 @@ def command(
         "embed_dim": network.config.embed_dim,
         "failed": writer.failed,
         "resumed": writer.resumed,
+        "engine": runtime.engine,
+        "precision": runtime.precision,
     }
     if as_json:
         print(json_line(summary))
     elif not session.quiet:
         went_on = f", {writer.resumed} of them by an earlier run" if writer.resumed else ""
-        say(f"{output}: {writer.rows} rows of {network.config.embed_dim}{went_on}; {writer.failed} failed")
+        rows = f"{writer.rows} rows of {network.config.embed_dim}{went_on}"
+        say(f"{output}: {rows}; {writer.failed} failed; {runtime}")
     return FAILED if writer.failed or problems else DONE
 
 

@@ -11,10 +11,15 @@ from clip.cli.console import ByteBar, Session
 from clip.errors import ConfigError
 
 if TYPE_CHECKING:
+    from clip.inference.loading import Model
+    from clip.inference.precision import Precision
     from clip.model import CLIP
     from clip.preprocess import Preprocess
 
-__all__ = ["batch_size", "json_output", "load_model", "model_options", "verb"]
+__all__ = ["PRECISIONS", "batch_size", "json_output", "load_for_inference", "load_model", "model_options", "verb"]
+
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
+"""Those of ``clip.inference.precision``, which imports torch."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -46,16 +51,24 @@ def verb(
 
 
 def model_options(function: Function) -> Function:
-    """``--model`` and ``--device``, for ``load_model``."""
+    """``--model``, ``--device`` and ``--precision``, for ``load_for_inference``."""
     model = click.option(
         "--model",
         default="pocket",
         show_default=True,
         metavar="NAME",
-        help="Name from 'clip models', path of a checkpoint, or repository on the Hugging Face Hub.",
+        help="Name from 'clip models', path of a checkpoint or an exported folder, or repository on the Hugging Face "
+        "Hub.",
     )
     device = click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default cuda if there is one.")
-    return model(device(function))
+    precision = click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="auto",
+        show_default=True,
+        help="Of the matrix products; auto is bf16 where the processor has units for it (fp16 on CUDA), else fp32.",
+    )
+    return model(device(precision(function)))
 
 
 def batch_size(default: int) -> Callable[[Function], Function]:
@@ -75,13 +88,29 @@ def json_output(help_text: str) -> Callable[[Function], Function]:
     return click.option("--json", "as_json", is_flag=True, help=help_text)
 
 
-def load_model(session: Session, name: str, device: str | None) -> tuple[CLIP, Preprocess]:
-    """The model on its device, downloaded with a bar if need be."""
-    import torch
+def load_for_inference(
+    session: Session, name: str, device: str | None, precision: Precision
+) -> tuple[Model, Preprocess]:
+    """The model in its fastest form, to encode with; downloaded with a bar if need be."""
+    from clip.inference import exported, loading
 
+    if not exported.is_exported(name):
+        _check_device(device)
+        _download(session, name)
+    return loading.load_for_inference(name, device=device, precision=precision)
+
+
+def load_model(session: Session, name: str, device: str | None) -> tuple[CLIP, Preprocess]:
+    """The model itself on its device, to train with; downloaded with a bar if need be."""
     import clip
-    from clip.checkpoints.download import default_directory, fetch
-    from clip.checkpoints.registry import OPENAI_MODELS
+
+    _check_device(device)
+    _download(session, name)
+    return clip.load(name, device=device)
+
+
+def _check_device(device: str | None) -> None:
+    import torch
 
     try:
         kind = torch.device(device).type if device else "cpu"
@@ -89,8 +118,14 @@ def load_model(session: Session, name: str, device: str | None) -> tuple[CLIP, P
         raise ConfigError(f"--device {device!r} is no device; use cpu, cuda, cuda:1 or mps") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {device!r}: no CUDA device can be used here; use --device cpu")
+
+
+def _download(session: Session, name: str) -> None:
+    from clip.checkpoints.registry import OPENAI_MODELS
+
     if name in OPENAI_MODELS:
+        from clip.checkpoints.download import default_directory, fetch
+
         model = OPENAI_MODELS[name]
         with ByteBar(session, name) as bar:
             fetch(model.url, sha256=model.sha256, directory=default_directory(), progress=bar)
-    return clip.load(name, device=device)

@@ -177,10 +177,8 @@ class ZeroShotClassifier:
     def _answers(self, batch: Encoded[AnyImage], top_k: int | None, reject_below: float) -> Iterator[Classification]:
         scores = self.scores(batch.embeddings)
         order = np.argsort(-scores.cosines, axis=1, kind="stable")[:, :top_k]  # of equals, the first named comes first
-        probabilities, cosines = (
-            np.take_along_axis(of, order, axis=1) for of in (scores.probabilities, scores.cosines)
-        )
-        rows = (order, probabilities, cosines, scores.background)
+        ranked = [np.take_along_axis(values, order, axis=1) for values in (scores.probabilities, scores.cosines)]
+        rows: list[NDArray[Any]] = [order, *ranked, scores.background]
         columns = zip(batch.positions, batch.sources, *(row.tolist() for row in rows), strict=True)
         for position, source, classes, shares, similarities, background in columns:
             yield Classification(

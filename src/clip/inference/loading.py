@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip.clip import find, load
 from clip.errors import ConfigError
-from clip.inference.exported import ExportedCLIP, is_exported
+from clip.inference.exported import MANIFEST, ExportedCLIP, is_exported
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from clip.model import CLIP
     from clip.preprocess import Preprocess
 
-__all__ = ["Model", "Runtime", "load_for_inference", "runtime_of"]
+__all__ = ["Model", "Runtime", "fingerprint_of", "load_for_inference", "runtime_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ def load_for_inference(
     activation: Activation | None = None,
     download_root: str | os.PathLike[str] | None = None,
 ) -> tuple[Model, Preprocess]:
-    """A model to encode with, and its preprocessing: packed on a CPU, half precision on CUDA, or another engine's graphs.
+    """A model to encode with, and its preprocessing: packed on a CPU, fp16 on CUDA, or the graphs of another engine.
 
     name: what ``clip.load`` takes, or a folder that ``clip export`` wrote, for which torch is not even imported.
     device: "cuda" where there is one, else "cpu".
@@ -74,7 +77,9 @@ def load_for_inference(
         exported model has its own.
     Raises what ``clip.load`` raises, and ConfigError for a precision that the device or the export has not.
     """
-    if os.path.isdir(name) and is_exported(name):  # noqa: PTH112 (a name may hold a NUL)
+    if is_exported(name):
+        if device is not None and str(device).partition(":")[0] != "cpu":
+            raise ConfigError(f"device {device} is for models of torch; an exported one runs on the cpu")
         model = ExportedCLIP.open(name, precision=precision)
         return model, model.preprocess
 
@@ -96,3 +101,24 @@ def load_for_inference(
     packed = optimize_for_inference(checkpoint.build(), precision)
     _log.info("%s: %s", name, runtime_of(packed))
     return packed, checkpoint.preprocess
+
+
+def fingerprint_of(
+    name: str | os.PathLike[str],
+    *,
+    activation: Activation | None = None,
+    download_root: str | os.PathLike[str] | None = None,
+) -> str:
+    """What identifies the weights of a model, however they are run: the SHA-256 of them as their file holds them.
+
+    An exported model has that of the model that it was made of. The weights are read, at about a gigabyte a second.
+    """
+    if is_exported(name):
+        manifest = json.loads((Path(name) / MANIFEST).read_text(encoding="utf-8"))
+        return str(manifest["fingerprint"])
+    from clip.checkpoints.files import fingerprint, read_checkpoint
+
+    with warnings.catch_warnings():  # an assumed activation was told when the model was loaded
+        warnings.simplefilter("ignore")
+        checkpoint = read_checkpoint(find(name, download_root), activation=activation)
+    return fingerprint(checkpoint.config, checkpoint.state_dict)

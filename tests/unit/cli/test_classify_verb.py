@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-import clip
 from clip.evaluation.zero_shot import ZeroShotClassifier
+from clip.inference.loading import load_for_inference
+from clip.inference.precision import resolved
 
 Run = Callable[..., Any]
 LABELS = ("owl", "big, old tree", "日本")
@@ -22,7 +23,7 @@ OPTION = 'owl,"big, old tree",日本'
 
 def answers(model_file: str, pictures: Path, **options: Any) -> list[Any]:
     """What the library says about the pictures in their order."""
-    model, preprocess = clip.load(model_file)
+    model, preprocess = load_for_inference(model_file)
     classifier = ZeroShotClassifier(model, LABELS, preprocess=preprocess)
     names = ("a.JPG", "b.png", "d.gif", "inside/c.webp")
     return list(classifier.classify([str(pictures / name) for name in names], **options))
@@ -33,7 +34,8 @@ def test_json_has_the_librarys_answers(clip_run: Run, model_file: str, pictures:
     assert (outcome.status, outcome.err) == (0, "")
     for line, answer in zip(outcome.lines, answers(model_file, pictures), strict=True):
         value = json.loads(line)
-        assert list(value) == ["file", "label", "rejected", "background", "scores"]
+        assert list(value) == ["file", "label", "rejected", "background", "scores", "engine", "precision"]
+        assert (value["engine"], value["precision"]) == ("torch", resolved("auto"))
         assert (value["file"], value["label"], value["rejected"]) == (answer.source, answer.label, False)
         assert [score["label"] for score in value["scores"]] == list(answer.labels)
         for key, expected in (("probability", answer.probabilities), ("cosine", answer.cosines)):
@@ -155,7 +157,7 @@ def test_labels_and_templates_from_files(clip_run: Run, model_file: str, picture
     templates.write_text("# two\na {}\nthe {}\n")
     options = ("--labels-file", labels, "--templates-file", templates, "--template", "{}")
     outcome = clip_run("classify", pictures / "b.png", *options, "--labels", "cat", "--model", model_file, "--json")
-    model, preprocess = clip.load(model_file)
+    model, preprocess = load_for_inference(model_file)
     classifier = ZeroShotClassifier(
         model, ["cat", "owl", ["tree", "bush"]], ["{}", "a {}", "the {}"], preprocess=preprocess
     )

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-import clip
 from clip.embedding_files import read_embeddings
 from clip.features import encode_images, encode_texts
+from clip.inference.loading import fingerprint_of, load_for_inference
+from clip.inference.precision import resolved
 
 Run = Callable[..., Any]
 
@@ -24,13 +25,15 @@ def test_pictures_become_rows_in_their_order(clip_run: Run, model_file: str, pic
     outcome = clip_run("encode", pictures, "-o", output, "--model", model_file, "--batch-size", 3, "--json")
     assert outcome.status == 1  # a picture failed; all others are there
     about = json.loads(outcome.out)
-    assert about == {"output": str(output), "rows": 4, "embed_dim": 16, "failed": 1, "resumed": 0}
+    runtime = {"engine": "torch", "precision": resolved("auto")}
+    assert about == {"output": str(output), "rows": 4, "embed_dim": 16, "failed": 1, "resumed": 0, **runtime}
     assert "c.png" in outcome.err
     stored = read_embeddings(output)
     names = [str(pictures / name) for name in ("a.JPG", "b.png", "d.gif", "inside/c.webp")]
     assert stored.sources == names
     assert list(stored.failures) == [str(pictures / "c.png")]
-    model, preprocess = clip.load(model_file)
+    assert stored.about.items() >= {**runtime, "fingerprint": fingerprint_of(model_file)}.items()
+    model, preprocess = load_for_inference(model_file)
     expected = np.concatenate([batch.embeddings for batch in encode_images(model, preprocess, names)])
     np.testing.assert_allclose(stored.embeddings, expected, atol=1e-6)
 
@@ -42,8 +45,8 @@ def test_texts_become_rows(clip_run: Run, model_file: str, tmp_path: Path, suffi
     source.write_text("\r\n".join(texts), encoding="utf-8-sig", newline="")
     outcome = clip_run("encode", "--texts", source, "-o", output, "--model", model_file)
     assert (outcome.status, outcome.out) == (0, "")
-    assert outcome.err == f"clip: {output}: 5 rows of 16; 0 failed\n"
-    model, _ = clip.load(model_file)
+    assert outcome.err == f"clip: {output}: 5 rows of 16; 0 failed; {resolved('auto')} by torch on cpu\n"
+    model, _ = load_for_inference(model_file)
     expected = np.concatenate([batch.embeddings for batch in encode_texts(model, texts)])
     if suffix == "npy":
         found, sources = np.load(output), read_embeddings(output).sources
@@ -83,6 +86,20 @@ def test_a_finished_file_is_kept(clip_run: Run, model_file: str, pictures: Path,
     assert "pass --overwrite" in outcome.err
     outcome = clip_run(*call, "--overwrite")
     assert (outcome.status, outcome.out, outcome.err) == (0, "", "")
+
+
+def test_what_was_begun_in_another_precision_is_not_continued(
+    clip_run: Run, model_file: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ("encode", pictures, "-o", tmp_path / "out.npy", "--model", model_file, "--precision")
+    with monkeypatch.context() as patch:
+        patch.setattr("clip.embedding_files.EmbeddingWriter.finish", _interrupt)
+        assert clip_run(*call, "fp32").status == 130
+    outcome = clip_run(*call, "bf16")
+    assert outcome.status == 1
+    assert "begun with another precision" in outcome.err
+    assert clip_run(*call, "fp32").status == 0
+    assert read_embeddings(tmp_path / "out.npy").about["precision"] == "fp32"
 
 
 def test_a_changed_list_is_told_and_restart_begins_anew(

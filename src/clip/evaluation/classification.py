@@ -6,6 +6,7 @@ The formula is that of ``zero_shot.ZeroShotClassifier``; here all pictures have 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,20 +20,20 @@ from clip.evaluation.prompts import DEFAULT_TEMPLATES, checked_templates, fill
 from clip.evaluation.results import ClassificationResult, Measure, Predictions, PromptResult, TemplateScore
 from clip.evaluation.zero_shot import embed_prompts
 from clip.features import normalized
-from clip.model import CLIP
+from clip.inference.loading import Model
 
 __all__ = ["class_embeddings", "classification_of", "evaluate_zero_shot", "template_embeddings", "top1"]
 
 
 def template_embeddings(
-    model: CLIP, classes: Sequence[Sequence[str]], templates: Sequence[str], *, batch_size: int = 256
+    model: Model, classes: Sequence[Sequence[str]], templates: Sequence[str], *, batch_size: int = 256
 ) -> Tensor:
-    """(M, K, E) float32, on the CPU: for each template the class embeddings that it gives alone, of any norm.
+    """(M, K, E) float32: for each template the class embeddings that it gives alone, of any norm.
 
     classes: K classes with their synonyms. Raises TextTooLongError for a prompt that does not fit.
     """
     prompts = [fill(template, name) for template in templates for names in classes for name in names]
-    embeddings = embed_prompts(model, prompts, batch_size=batch_size).cpu()
+    embeddings = torch.from_numpy(embed_prompts(model, prompts, batch_size=batch_size))
     by_name = embeddings.view(len(templates), -1, embeddings.shape[1])
     class_of = torch.tensor([i for i, names in enumerate(classes) for _ in names])
     return by_name.new_zeros(len(templates), len(classes), by_name.shape[2]).index_add_(1, class_of, by_name)
@@ -44,7 +45,7 @@ def class_embeddings(by_template: Tensor) -> Tensor:
 
 
 def evaluate_zero_shot(
-    model: CLIP,
+    model: Model,
     data: EmbeddedSource,
     classes: Classes,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
@@ -56,7 +57,7 @@ def evaluate_zero_shot(
     """Zero-shot classification of the pictures, its calibration, and the accuracy of each template alone."""
     templates = checked_templates(templates)
     by_template = template_embeddings(model, classes.synonyms, templates, batch_size=batch_size)
-    scale = float(model.logit_scale.detach().float().exp())
+    scale = math.exp(model.logit_scale.item())
     logits = scale * data.embeddings @ class_embeddings(by_template).T  # (N, K)
     draws = {"resamples": resamples, "seed": seed}
     scores = [

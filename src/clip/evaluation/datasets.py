@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clip.data.records import Sample, Source
@@ -18,7 +20,7 @@ from clip.errors import ConfigError, DataError, choices
 from clip.evaluation.prompts import checked_classes, same_text
 from clip.evaluation.results import FailedItem
 from clip.features import AnyImage, Failure, encode_images
-from clip.model import CLIP
+from clip.inference.loading import Model
 from clip.preprocess import Preprocess
 
 __all__ = [
@@ -42,7 +44,7 @@ class EmbeddedSource:
     rows: Tensor
     """(N,) int64, places in the source; ascending."""
     embeddings: Tensor
-    """(N, E) float32, unit norm, on the CPU."""
+    """(N, E) float32, unit norm."""
     captions: tuple[tuple[str, ...], ...]
     labels: Tensor | None
     """(N,) int64, places in ``class_names``; None where the source has no classes."""
@@ -54,7 +56,7 @@ class EmbeddedSource:
 
 
 def embed_source(
-    model: CLIP,
+    model: Model,
     preprocess: Preprocess,
     source: Source,
     *,
@@ -92,12 +94,12 @@ def embed_source(
         advance(1)
 
     positions: list[int] = []
-    parts: list[Tensor] = []
+    parts: list[NDArray[np.float32]] = []
     for batch in encode_images(
         model, preprocess, pictures(), batch_size=batch_size, workers=workers, on_error=on_error
     ):
         positions += batch.positions
-        parts.append(batch.embeddings.cpu())
+        parts.append(batch.embeddings)
         advance(len(batch.positions))
     if not parts:
         raise DataError(f"{source.name}: none of {len(rows)} pictures can be read; the first: {failures[0].reason}")
@@ -110,7 +112,7 @@ def embed_source(
         name=source.name,
         keys=tuple(sample.key for _, sample in good),
         rows=torch.tensor([row for row, _ in good]),
-        embeddings=torch.cat(parts),
+        embeddings=torch.from_numpy(np.concatenate(parts)),
         captions=tuple(sample.captions for _, sample in good),
         labels=torch.tensor(labels) if source.class_names else None,
         class_names=tuple(source.class_names),

@@ -31,7 +31,7 @@ from clip.evaluation.results import (
     RetrievalResult,
 )
 from clip.evaluation.retrieval import evaluate_retrieval
-from clip.model import CLIP
+from clip.inference.loading import Model, runtime_of
 from clip.preprocess import Preprocess
 
 __all__ = ["Task", "compare", "evaluate", "tasks_of"]
@@ -55,7 +55,7 @@ def tasks_of(task: Task, *, has_classes: bool, has_training: bool) -> tuple[str,
 
 
 def evaluate(
-    model: CLIP,
+    model: Model,
     preprocess: Preprocess,
     source: Source,
     *,
@@ -124,6 +124,7 @@ def evaluate(
             )
     return Evaluation(
         model=name,
+        runtime=runtime_of(model),
         data=source.name,
         train_data=None if train is None else train.name,
         task=task,
@@ -154,6 +155,8 @@ def _check_training(train: Source, test: Source, class_names: Sequence[str | Seq
 def compare(one: Evaluation, other: Evaluation) -> Comparison:
     """How much better the first is than the other, item by item; both of the same records, classes and captions.
 
+    They may be one model in two precisions or engines: then it is what that costs.
+
     Raises DataError if they are not, as when one model takes shorter captions than the other.
     """
     difference = functools.partial(paired_difference, resamples=one.resamples, seed=one.seed)
@@ -176,7 +179,7 @@ def compare(one: Evaluation, other: Evaluation) -> Comparison:
                 others = getattr(theirs_found, way).values[name]
                 value, (low, high) = difference(values, others, clusters=direction.groups)
                 measures.append(_difference(f"{way}/{name}", f"{title} {name}", value, low, high, len(values), of))
-    return Comparison(other=other.model, measures=tuple(measures))
+    return Comparison(other=other.model, other_runtime=other.runtime, measures=tuple(measures))
 
 
 def _difference(name: str, title: str, value: float, low: float, high: float, n: int, of: str) -> Measure:

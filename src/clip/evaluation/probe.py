@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean as mean
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -29,7 +30,7 @@ from clip.evaluation.results import Measure
 from clip.evaluation.scenes import NUMBERS, Item, Kind, draw, kinds_of, make_item, shapes
 from clip.evaluation.things import Vocabulary
 from clip.features import encode_images, encode_texts
-from clip.model import CLIP
+from clip.inference.loading import Model
 from clip.preprocess import Preprocess
 
 __all__ = ["ABILITIES", "DEFAULT_COUNT", "KindResult", "ProbeExample", "ProbeResult", "Standing", "render", "run"]
@@ -147,7 +148,7 @@ class ProbeResult:
 
 
 def run(
-    model: CLIP,
+    model: Model,
     preprocess: Preprocess,
     *,
     kinds: Sequence[Kind] | None = None,
@@ -196,7 +197,7 @@ class _Scored:
 
 
 def _probed(
-    model: CLIP,
+    model: Model,
     preprocess: Preprocess,
     items: Sequence[Item],
     template: str,
@@ -241,7 +242,7 @@ def _probed(
 
 
 def _scored(
-    model: CLIP,
+    model: Model,
     preprocess: Preprocess,
     items: Sequence[Item],
     template: str,
@@ -250,13 +251,14 @@ def _scored(
 ) -> list[_Scored]:
     texts = list(dict.fromkeys(text for item in items for text in (*item.captions, *item.wrong, *item.control)))
     row = {text: i for i, text in enumerate(texts)}
-    table = torch.cat([batch.embeddings for batch in encode_texts(model, [fill(template, text) for text in texts])])
+    prompts = [fill(template, text) for text in texts]
+    table = torch.from_numpy(np.concatenate([batch.embeddings for batch in encode_texts(model, prompts)]))
     pictures = (draw(scene) for item in items for scene in item.scenes)
     parts = []
     for batch in encode_images(model, preprocess, pictures, batch_size=batch_size):
         parts.append(batch.embeddings)
         advance(len(batch.positions))
-    scenes = torch.cat(parts).view(len(items), 2, -1)
+    scenes = torch.from_numpy(np.concatenate(parts)).view(len(items), 2, -1)
 
     def embedded(captions: Sequence[str]) -> Tensor:
         return table[[row[caption] for caption in captions]]

@@ -523,8 +523,8 @@ other.</p>
 
 {% if result.comparison %}
 <h2>Against {{ result.comparison.other }}</h2>
-<p>{{ result.model }} less {{ result.comparison.other }}, on the same pictures. Where the interval holds 0, no
-difference is shown.</p>
+<p>{{ result.model }} ({{ result.runtime }}) less {{ result.comparison.other }}
+({{ result.comparison.other_runtime }}), on the same pictures. Where the interval holds 0, no difference is shown.</p>
 {{ measures(result.comparison.measures) }}
 {% endif %}
 
@@ -537,8 +537,8 @@ difference is shown.</p>
 {% endif %}
 
 <h2>How this was measured</h2>
-<p class="muted">Model {{ result.model }}{% if result.data %}, data {{ result.data }}{% endif %}, seed
-{{ result.seed }}, {{ result.resamples|thousands }} resamples for intervals that are not Wilson's.
+<p class="muted">Model {{ result.model }} ({{ result.runtime }}){% if result.data %}, data {{ result.data }}{% endif %},
+seed {{ result.seed }}, {{ result.resamples|thousands }} resamples for intervals that are not Wilson's.
 {% if result.classification and result.classification.templates %}Prompts:
 {% for template in result.classification.templates %}<code>{{ template }}</code>{{ ", " if not loop.last }}{% endfor %}.
 {% endif %}</p>

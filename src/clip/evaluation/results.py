@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from clip.inference.loading import Runtime
+
 __all__ = [
     "LEVEL",
     "CalibrationResult",
@@ -361,11 +363,13 @@ class Comparison:
 
     other: str
     """The model that is subtracted."""
+    other_runtime: Runtime
+    """What computed its features; may be what computed the first one's, or the whole of the difference."""
     measures: tuple[Measure, ...]
     """Differences of the measures of that name; ``chance`` is 0."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"other": self.other, **_by_name(self.measures)}
+        return {"other": self.other, "other_runtime": dataclasses.asdict(self.other_runtime), **_by_name(self.measures)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -373,6 +377,8 @@ class Evaluation:
     """Everything that ``clip evaluate`` found about one model; parts that were not asked for are None."""
 
     model: str
+    runtime: Runtime
+    """What computed its features: engine, precision, device."""
     data: str
     """Address of the test pictures; empty where only the generated probe was run."""
     task: str
@@ -402,6 +408,7 @@ class Evaluation:
         }
         return {
             "model": self.model,
+            "runtime": dataclasses.asdict(self.runtime),
             "data": self.data,
             "train_data": self.train_data,
             "task": self.task,

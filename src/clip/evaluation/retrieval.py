@@ -23,7 +23,7 @@ from clip.evaluation.metrics import Placing
 from clip.evaluation.prompts import same_text
 from clip.evaluation.results import Direction, FailedItem, Measure, RetrievalResult
 from clip.features import Failure, encode_texts
-from clip.model import CLIP
+from clip.inference.loading import Model
 
 __all__ = [
     "EmbeddedPairs",
@@ -81,7 +81,7 @@ def recalls(image_embeddings: Tensor, text_embeddings: Tensor, pairs: Tensor) ->
 
 
 def evaluate_retrieval(
-    model: CLIP,
+    model: Model,
     data: EmbeddedSource,
     *,
     truncate: bool = False,
@@ -123,7 +123,7 @@ class EmbeddedPairs:
     failures: tuple[FailedItem, ...]
 
 
-def embed_pairs(model: CLIP, data: EmbeddedSource, *, truncate: bool = False, batch_size: int = 256) -> EmbeddedPairs:
+def embed_pairs(model: Model, data: EmbeddedSource, *, truncate: bool = False, batch_size: int = 256) -> EmbeddedPairs:
     """The captions of a source beside its pictures. Raises DataError if there are not two of each left."""
     texts, pairs = distinct_captions(data.captions)
     failed: list[FailedItem] = []
@@ -147,7 +147,7 @@ def embed_pairs(model: CLIP, data: EmbeddedSource, *, truncate: bool = False, ba
         images=images,
         image_embeddings=data.embeddings[images],
         captions=tuple(texts[i] for i in captions.tolist()),
-        text_embeddings=torch.cat([batch.embeddings.cpu() for batch in batches]),
+        text_embeddings=torch.from_numpy(np.concatenate([batch.embeddings for batch in batches])),
         pairs=torch.stack([image_of_pair, caption_of_pair], dim=1),
         failures=tuple(failed),
     )

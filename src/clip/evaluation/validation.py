@@ -5,6 +5,7 @@ Choosing a checkpoint by these numbers makes them too good. Report others, from 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from clip.data.records import Source
@@ -54,7 +55,7 @@ def evaluator(
             else:
                 classes = labelled(data, class_names)
                 embeddings = class_embeddings(template_embeddings(model, classes.synonyms, templates))
-                logits = float(model.logit_scale.detach().float().exp()) * data.embeddings @ embeddings.T
+                logits = math.exp(model.logit_scale.item()) * data.embeddings @ embeddings.T
                 hits = metrics.in_top(metrics.label_placings(logits, classes.labels), 1)
                 numbers["top1"] = float(hits.mean())
                 numbers["mean_per_class"] = float(metrics.mean_per_class(hits, classes.labels))

@@ -36,9 +36,11 @@ from clip.evaluation.results import (
     SweepPoint,
     TemplateScore,
 )
+from clip.inference.loading import Runtime
 from clip.model import CLIP
 from clip.preprocess import Preprocess
 
+RUNTIME, OTHER_RUNTIME = Runtime("torch", "bf16", "cpu"), Runtime("openvino", "int8", "cpu")
 HOSTILE = "<script>alert(1)</script> $x_ & \"'"
 CLASSES = ("fox", "owl", HOSTILE, "cat", "a name that is far too long to stand beside a row of a table", "dog", "cow")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -113,6 +115,7 @@ def whole(source: Squares, model: CLIP | None = None) -> Evaluation:
     sweep = (SweepPoint(l2=0.1, accuracy=0.5), SweepPoint(l2=1.0, accuracy=0.7), SweepPoint(l2=10.0, accuracy=0.6))
     return Evaluation(
         model="pocket",
+        runtime=RUNTIME,
         data=source.name,
         train_data="more squares",
         task="auto",
@@ -137,7 +140,7 @@ def whole(source: Squares, model: CLIP | None = None) -> Evaluation:
             zero_shot=measure("top1", 0.6),
             l2=1.0,
         ),
-        comparison=Comparison(other="other", measures=(measure("top1", 0.1),)),
+        comparison=Comparison(other="other", other_runtime=OTHER_RUNTIME, measures=(measure("top1", 0.1),)),
         probe=None if model is None else run(model, Preprocess(size=32), count=4, examples=2),
     )
 
@@ -215,7 +218,9 @@ def test_mistakes_are_shown_the_surest_first(source: Squares) -> None:
 
 def test_nothing_but_a_probe(tiny_vit: CLIP) -> None:
     found = run(tiny_vit, Preprocess(size=32), count=2, kinds=["colour"])
-    result = Evaluation(model="m", data="", task="probe", images=0, seed=0, resamples=9, seconds=0.0, probe=found)
+    result = Evaluation(
+        model="m", runtime=RUNTIME, data="", task="probe", images=0, seed=0, resamples=9, seconds=0.0, probe=found
+    )
     text = Reader(report.report_page(result)).text
     assert "m: generated probes" in text
     assert "Zero-shot classification" not in text

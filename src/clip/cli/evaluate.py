@@ -18,7 +18,8 @@ from clip.errors import ClipError
 if TYPE_CHECKING:
     from clip.data.records import Source
     from clip.evaluation.results import ClassificationResult, Evaluation, Measure
-    from clip.model import CLIP
+    from clip.inference.loading import Model
+    from clip.inference.precision import Precision
     from clip.preprocess import Preprocess
 
 __all__ = ["command"]
@@ -33,6 +34,7 @@ TASKS = ("auto", "classification", "retrieval", "linear-probe", "few-shot")
 clip evaluate ViT-B/32 --data imagenet/val --class-names imagenet.txt
 clip evaluate run/model.safetensors --data pairs.csv --against pocket
 clip evaluate pocket --data fashion/test --train fashion/train --html fashion.html
+clip evaluate ViT-B/32 --data pairs.csv --against ViT-B/32 --against-precision fp32
 clip evaluate pocket --probe --probe-count 50
 """,
 )
@@ -57,6 +59,11 @@ clip evaluate pocket --probe --probe-count 50
 @click.option("--truncate", is_flag=True, help="Cut captions that are too long, instead of leaving them out.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take N test pictures, evenly spaced.")
 @click.option("--against", metavar="MODEL", help="Another model: also show the difference, picture by picture.")
+@click.option(
+    "--against-precision",
+    type=click.Choice(options.PRECISIONS),
+    help="Of the other model, by default that of --precision; of the same one, to see what a precision costs.",
+)
 @click.option("--probe", is_flag=True, help="Also test counting, colours, places and negation on generated pictures.")
 @click.option("--things", metavar="FOLDER", help="Pictures of single things for --probe, in place of shapes.")
 @click.option("--probe-count", type=click.IntRange(min=1), metavar="N", help="Scenes of each kind, by default 200.")
@@ -73,6 +80,13 @@ clip evaluate pocket --probe --probe-count 50
 @click.option("--html", metavar="FILE", help="Write a page with plots and the worst pictures.")
 @options.json_output("Print one JSON object.")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default cuda if there is one.")
+@click.option(
+    "--precision",
+    type=click.Choice(options.PRECISIONS),
+    default="auto",
+    show_default=True,
+    help="Of the matrix products; auto is bf16 where the processor has units for it (fp16 on CUDA), else fp32.",
+)
 @options.batch_size(64)
 def command(
     session: Session,
@@ -91,6 +105,7 @@ def command(
     truncate: bool,
     limit: int | None,
     against: str | None,
+    against_precision: Precision | None,
     probe: bool,
     things: str | None,
     probe_count: int | None,
@@ -99,6 +114,7 @@ def command(
     html: str | None,
     as_json: bool,
     device: str | None,
+    precision: Precision,
     batch_size: int,
 ) -> int:
     """Measure a model on pictures with known names or captions.
@@ -112,6 +128,8 @@ def command(
         raise click.UsageError("pass --data ADDRESS, or --probe for generated pictures")
     if data is None and (train or against or class_names):
         raise click.UsageError("--train, --against and --class-names need --data ADDRESS")
+    if against_precision is not None and against is None:
+        raise click.UsageError("--against-precision is about --against MODEL; pass it too")
     if not probe and (things is not None or probe_count is not None):
         raise click.UsageError("--things and --probe-count are about --probe; pass it too")
     if html is not None and not Path(html).parent.is_dir():
@@ -127,6 +145,7 @@ def command(
     from clip.evaluation.results import Evaluation
     from clip.evaluation.scenes import kinds_of, shapes
     from clip.evaluation.things import read_things
+    from clip.inference.loading import runtime_of
 
     names = prompts.read_names(class_names) if class_names is not None else []
     templates = [*template, *(prompts.read_templates(templates_file) if templates_file is not None else ())]
@@ -138,7 +157,7 @@ def command(
         has_classes = bool(source.class_names or names)
         tasks_of(task, has_classes=has_classes, has_training=training is not None)  # type: ignore[arg-type]
 
-    def measure(name: str, network: CLIP, preprocess: Preprocess, source: Source) -> Evaluation:
+    def measure(name: str, network: Model, preprocess: Preprocess, source: Source) -> Evaluation:
         total = min(len(source), limit or len(source)) + (len(training) if training is not None else 0)
         with progress(session, f"Evaluating {name}", lambda: total) as bar:
             return evaluate(
@@ -160,15 +179,25 @@ def command(
 
     vocabulary = shapes() if things is None else read_things(things)
 
-    network, preprocess = options.load_model(session, model, device)
+    network, preprocess = options.load_for_inference(session, model, device, precision)
     if source is not None:
         result = measure(model, network, preprocess, source)
     else:
-        result = Evaluation(model=model, data="", task="probe", images=0, seed=seed, resamples=resamples, seconds=0.0)
+        result = Evaluation(
+            model=model,
+            runtime=runtime_of(network),
+            data="",
+            task="probe",
+            images=0,
+            seed=seed,
+            resamples=resamples,
+            seconds=0.0,
+        )
     for item in result.failures:
         say(item.reason if item.key in item.reason else f"{item.key}: {item.reason}")
     if source is not None and against is not None:
-        other = measure(against, *options.load_model(session, against, device), source)
+        loaded = options.load_for_inference(session, against, device, against_precision or precision)
+        other = measure(against, *loaded, source)
         result = dataclasses.replace(result, comparison=compare(result, other))
     if probe:
         count = probe_count or generated.DEFAULT_COUNT
@@ -246,6 +275,7 @@ def _print(result: Evaluation) -> None:
     )
     with console.capture() as captured:
         console.print(Text(_headline(result), style="bold"), soft_wrap=not sys.stdout.isatty())
+        console.print(Text(str(result.runtime), style="dim"))
         for title, rows, notes in _sections(result):
             table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
             table.add_column(Text(title, style="bold"), no_wrap=True, overflow="ellipsis", width=_TITLE_WIDTH)
@@ -303,7 +333,8 @@ def _sections(result: Evaluation) -> Iterator[tuple[str, list[Row], list[str]]]:
         yield "few-shot, top-1 accuracy", [*zero, *rows], [f"mean of {draws} draws"]
     if result.comparison is not None:
         title = f"difference to {printable(result.comparison.other)}"
-        yield title, _rows(result.comparison.measures), ["an interval that holds 0 shows no difference"]
+        how = f"{printable(result.comparison.other)}: {result.comparison.other_runtime}"
+        yield title, _rows(result.comparison.measures), [how, "an interval that holds 0 shows no difference"]
     if result.probe is not None:
         yield "generated probe", _rows(result.probe.summary), [f"it {verdict}" for verdict in result.probe.verdicts]
 

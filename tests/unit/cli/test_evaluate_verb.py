@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import clip
 from clip.data.sources import open_source
 from clip.evaluation import probe as generated
 from clip.evaluation.evaluate import evaluate
+from clip.inference.loading import load_for_inference, runtime_of
 
 Run = Callable[..., Any]
 
@@ -70,7 +70,7 @@ def same(ours: Any, theirs: Any) -> None:
 def test_json_of_pairs_has_the_librarys_numbers(clip_run: Run, model_file: str, table: Path) -> None:
     outcome = clip_run("evaluate", model_file, "--data", table, "--json", "--bootstrap", 100, "--seed", 3)
     assert (outcome.status, outcome.err) == (0, "")
-    model, preprocess = clip.load(model_file)
+    model, preprocess = load_for_inference(model_file)
     expected = evaluate(model, preprocess, open_source(str(table)), resamples=100, seed=3, name=model_file)
     same(without_time(json.loads(outcome.out)), without_time(expected.to_dict()))
     assert json.loads(outcome.out)["retrieval"]["captions"] == 5
@@ -78,10 +78,12 @@ def test_json_of_pairs_has_the_librarys_numbers(clip_run: Run, model_file: str, 
 
 def test_json_of_classes_has_every_part(clip_run: Run, model_file: str, classes: Path) -> None:
     arguments = ("--data", classes, "--split", "test", "--train", classes, "--train-split", "train")
-    outcome = clip_run("evaluate", model_file, *arguments, "--json", "--bootstrap", 100, "--template", "{}")
+    outcome = clip_run(
+        "evaluate", model_file, *arguments, "--precision", "fp32", "--json", "--bootstrap", 100, "--template", "{}"
+    )
     assert (outcome.status, outcome.err) == (0, "")
     value = json.loads(outcome.out)
-    model, preprocess = clip.load(model_file)
+    model, preprocess = load_for_inference(model_file, precision="fp32")
     expected = evaluate(
         model,
         preprocess,
@@ -139,6 +141,25 @@ def test_another_model_is_subtracted(clip_run: Run, model_file: str, table: Path
     assert difference["image_to_text/recall@1"]["low"] < 0 < difference["image_to_text/recall@1"]["high"]
 
 
+def test_precisions_are_compared_and_shown(clip_run: Run, model_file: str, table: Path) -> None:
+    arguments = ("--data", table, "--bootstrap", 100, "--against", model_file)
+    precisions = ("--precision", "bf16", "--against-precision", "fp32")
+    value = json.loads(clip_run("evaluate", model_file, *arguments, *precisions, "--json").out)
+    assert value["runtime"] == {"engine": "torch", "precision": "bf16", "device": "cpu"}
+    assert value["comparison"]["other_runtime"] == {"engine": "torch", "precision": "fp32", "device": "cpu"}
+    lines = clip_run("evaluate", model_file, *arguments, *precisions).lines
+    assert lines[1] == "bf16 by torch on cpu"
+    assert lines[-2] == f"{model_file}: fp32 by torch on cpu"
+    value = json.loads(clip_run("evaluate", model_file, *arguments, "--precision", "fp32", "--json").out)
+    assert value["runtime"] == value["comparison"]["other_runtime"]  # by default the two run alike
+    assert value["runtime"]["precision"] == "fp32"
+
+
+def test_what_ran_is_the_second_line(clip_run: Run, model_file: str) -> None:
+    lines = clip_run("evaluate", model_file, "--probe", "--probe-count", 1).lines
+    assert lines[:2] == [model_file, str(runtime_of(load_for_inference(model_file)[0]))]
+
+
 def test_class_names_of_a_file_compete(clip_run: Run, model_file: str, table: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.json"
     names.write_text(json.dumps([["an owl", "a bird"], "a cat", "a dog", "a fox", "an elk"]))
@@ -171,6 +192,7 @@ def test_without_matplotlib_a_page_is_refused_before_a_model_is_loaded(
     [
         ((), "pass --data ADDRESS, or --probe"),
         (("--probe", "--train", "x"), "need --data"),
+        (("--data", "{table}", "--against-precision", "fp32"), "--against-precision is about --against"),
         (("--data", "{table}", "--things", "x"), "--things and --probe-count are about --probe"),
         (("--data", "{table}", "--probe-count", "3"), "--things and --probe-count are about --probe"),
         (("--data", "{table}", "--html", "nowhere/x.html"), "its folder does not exist"),

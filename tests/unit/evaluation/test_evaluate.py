@@ -7,12 +7,20 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from clip.errors import ConfigError, DataError
+from clip.evaluation import probe
 from clip.evaluation.evaluate import compare, evaluate, tasks_of
+from clip.evaluation.results import Evaluation
 from clip.evaluation.validation import evaluator
+from clip.inference.exported import ExportedCLIP
+from clip.inference.loading import Runtime
+from clip.inference.optimized import optimize_for_inference
+from clip.model import CLIP
+from clip.preprocess import Preprocess
 
 Make = Callable[..., Any]
 NAMES = ("red", "green", "blue")
@@ -201,6 +209,80 @@ def test_a_better_model_is_shown_as_better(colours: Any, plain: Any, classified:
             assert difference.low > 0
     with pytest.raises(DataError, match="not measured on the same records"):
         compare(seeing, evaluate(colours, plain, captioned, limit=3, resamples=100))
+
+
+# Forms of a model -----------------------------------------------------------------------------------------------------
+
+
+class Exported(ExportedCLIP):
+    """A model as another engine gives it: arrays in and out."""
+
+    engine, precision = "openvino", "int8"
+
+    def __init__(self, model: CLIP) -> None:
+        self._model = model
+        self.config, self.context_length, self.vocab_size = model.config, model.context_length, model.vocab_size
+        self.logit_scale = np.float32(model.logit_scale.item())
+
+    def encode_image(self, images: np.ndarray) -> np.ndarray:
+        assert isinstance(images, np.ndarray)
+        return self._model.encode_image(torch.from_numpy(images)).detach().numpy()
+
+    def encode_text(self, text: np.ndarray) -> np.ndarray:
+        assert isinstance(text, np.ndarray)
+        return self._model.encode_text(torch.from_numpy(text)).detach().numpy()
+
+
+def numbers(value: Any) -> Any:
+    """A result in JSON without what runs differ in by right: time and runtime; floats to five digits."""
+    if isinstance(value, dict):
+        return {key: numbers(part) for key, part in value.items() if key not in ("seconds", "runtime", "verdict")}
+    if isinstance(value, list):
+        return [numbers(part) for part in value]
+    return pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value
+
+
+def test_every_form_of_a_model_is_measured_alike_and_named(tiny_vit: CLIP, classified: Any, captioned: Any) -> None:
+    preprocess = Preprocess(size=tiny_vit.config.image_resolution)
+    forms: dict[Runtime, Any] = {
+        Runtime("torch", "fp32", "cpu"): optimize_for_inference(tiny_vit, "fp32"),
+        Runtime("openvino", "int8", "cpu"): Exported(tiny_vit),
+    }
+    for source in (classified, captioned):
+        task = {"train": classified, "shots": (1,)} if source is classified else {}
+        exact = evaluate(tiny_vit, preprocess, source, resamples=100, **task)  # type: ignore[arg-type]
+        assert exact.runtime == Runtime("torch", "fp32", "cpu")
+        for runtime, form in forms.items():
+            result = evaluate(form, preprocess, source, resamples=100, **task)  # type: ignore[arg-type]
+            assert result.runtime == runtime
+            assert result.to_dict()["runtime"] == dataclasses.asdict(runtime)
+            assert result.to_dict() == numbers(exact.to_dict()) | {
+                "runtime": dataclasses.asdict(runtime),
+                "seconds": result.seconds,
+            }
+
+
+def test_every_form_of_a_model_is_probed_alike(tiny_vit: CLIP) -> None:
+    preprocess = Preprocess(size=tiny_vit.config.image_resolution)
+    exact, packed, exported = (
+        probe.run(form, preprocess, kinds=["colour"], count=5).to_dict()["kinds"]["colour"]
+        for form in (tiny_vit, optimize_for_inference(tiny_vit, "fp32"), Exported(tiny_vit))
+    )
+    assert packed == exact
+    assert exported == exact
+
+
+def test_two_precisions_of_one_model_are_compared_and_told_apart(tiny_vit: CLIP, captioned: Any) -> None:
+    preprocess = Preprocess(size=tiny_vit.config.image_resolution)
+    one, other = (
+        evaluate(optimize_for_inference(tiny_vit, precision), preprocess, captioned, name="tiny", resamples=100)
+        for precision in ("bf16", "fp32")
+    )
+    assert isinstance(one, Evaluation)
+    comparison = compare(one, other)
+    assert (one.runtime.precision, comparison.other_runtime.precision) == ("bf16", "fp32")
+    assert comparison.to_dict()["other_runtime"] == {"engine": "torch", "precision": "fp32", "device": "cpu"}
+    assert all(abs(measure.value) <= 0.5 for measure in comparison.measures)
 
 
 @pytest.mark.parametrize(

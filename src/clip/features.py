@@ -235,8 +235,8 @@ def _prepared(
     on_error: OnError | None,
 ) -> Generator[tuple[int, AnyImage, NDArray[np.float32]]]:
     """Position, source and preprocessed image (3, S, S) in order; up to ``ahead`` of them are in work or wait."""
-    convert, prepare_thread = _preprocessing(model, preprocess)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-decode", initializer=prepare_thread)
+    convert = _conversion(model, preprocess)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-decode")
     pending: deque[tuple[int, AnyImage, Future[NDArray[np.float32]]]] = deque()
     numbered = enumerate(sources)
     try:
@@ -260,14 +260,11 @@ Convert = Callable[[Any], NDArray[np.float32]]
 """Pixels or a PIL image → the preprocessed image."""
 
 
-def _preprocessing(model: Model, preprocess: Preprocess) -> tuple[Convert, Callable[[], None]]:
-    """How images become arrays beside this model, and what a thread that does it must do first."""
+def _conversion(model: Model, preprocess: Preprocess) -> Convert:
+    """The fastest way to an array beside this model: for files torch's filter, if the process has torch anyway."""
     if isinstance(model, ExportedCLIP):
-        return preprocess.to_numpy, lambda: None
-    import torch
-
-    # Of the calling thread alone: otherwise each decoding thread would start a team of its own for every resize.
-    return lambda image: preprocess(image).numpy(), lambda: torch.set_num_threads(1)
+        return preprocess.to_numpy
+    return lambda image: preprocess(image).numpy()
 
 
 def _pixels(convert: Convert, size: int, source: AnyImage) -> NDArray[np.float32]:

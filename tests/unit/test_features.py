@@ -150,6 +150,34 @@ def test_pictures_are_decoded_while_the_model_works(tiny_vit: CLIP, monkeypatch:
     assert in_time == [True, True]
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts the threads of Linux")
+@pytest.mark.skipif("AVX" not in torch.backends.cpu.get_cpu_capability(), reason="torch's filter has no vector code")
+def test_a_decoding_thread_starts_no_team_of_its_own(tiny_vit: CLIP) -> None:
+    threads, started = Path("/proc/self/task"), []
+
+    class Counted:
+        size = 32
+
+        def __call__(self, pixels: np.ndarray) -> Tensor:
+            before = len(list(threads.iterdir()))
+            result = PREPROCESS(pixels)
+            started.append(len(list(threads.iterdir())) - before)
+            return result
+
+    torch.set_num_threads(4)  # what a team would be
+    large = np.zeros((480, 640, 3), np.uint8)
+    list(encode_images(tiny_vit, Counted(), [large, large], workers=1))  # type: ignore[arg-type]
+    assert started == [0, 0]
+
+
+def test_a_preprocessed_image_may_be_an_array(tiny_vit: CLIP) -> None:
+    image = PREPROCESS(picture(0))
+    _, _, embeddings = joined(encode_images(tiny_vit, PREPROCESS, [image, image.numpy()]))
+    np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-6)
+    with pytest.raises(ShapeError, match=r"\(3, 16, 16\)"):
+        list(encode_images(tiny_vit, PREPROCESS, [np.zeros((3, 16, 16), np.float32)]))
+
+
 def test_a_preprocessed_tensor_of_another_size_is_an_error(tiny_vit: CLIP) -> None:
     with pytest.raises(ShapeError, match=r"\(3, 16, 16\)"):
         list(encode_images(tiny_vit, PREPROCESS, [torch.zeros(3, 16, 16)]))

@@ -31,6 +31,23 @@ def test_it_gives_a_normalised_contiguous_float_tensor() -> None:
     assert torch.equal(result[:, 3, 3], expected)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1"])
+@pytest.mark.parametrize("resize", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_without_torch_the_values_are_the_same_bit_for_bit(mode: str, resize: Any, interpolation: Any) -> None:
+    preprocess = Preprocess(size=24, resize=resize, interpolation=interpolation, fill=7)
+    for seed, size in enumerate([(60, 41), (41, 60), (24, 24), (7, 90), (10, 9)]):
+        pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).convert(mode)
+        found = preprocess.to_numpy(image)
+        assert found.shape == (3, 24, 24)
+        assert found.dtype == np.float32
+        assert found.flags.c_contiguous
+        np.testing.assert_array_equal(found, preprocess(image).numpy())
+        # Pixels take the exact path too, where torch's filter would be near it only.
+        np.testing.assert_array_equal(preprocess.to_numpy(pixels), preprocess(Image.fromarray(pixels)).numpy())
+
+
 @pytest.mark.parametrize("width, first", [(4, 0), (5, 0), (6, 1), (7, 2), (8, 2), (9, 2), (10, 3), (11, 4)])
 def test_an_odd_margin_rounds_half_to_even(width: int, first: int) -> None:
     image = Image.fromarray(np.tile(np.arange(width, dtype=np.uint8)[None, :, None], (4, 1, 3)))
@@ -96,14 +113,16 @@ def test_the_result_shares_no_memory_with_the_image() -> None:
     ],
 )
 def test_other_arrays_are_refused(pixels: Any) -> None:
-    with pytest.raises(ShapeError, match=r"expected pixels \(H, W, 3\) of uint8, found"):
-        Preprocess()(pixels)
+    for convert in (Preprocess(), Preprocess().to_numpy):
+        with pytest.raises(ShapeError, match=r"expected pixels \(H, W, 3\) of uint8, found"):
+            convert(pixels)
 
 
 def test_images_without_pixels_are_refused() -> None:
     for empty in (Image.new("RGB", (0, 5)), np.zeros((5, 0, 3), np.uint8)):
-        with pytest.raises(ImageError, match="0×5 has no pixels"):
-            Preprocess()(empty)
+        for convert in (Preprocess(), Preprocess().to_numpy):
+            with pytest.raises(ImageError, match="0×5 has no pixels"):
+                convert(empty)
 
 
 def test_a_truncated_lazy_image_is_an_image_error(tmp_path: Path) -> None:
@@ -115,8 +134,9 @@ def test_a_truncated_lazy_image_is_an_image_error(tmp_path: Path) -> None:
 
 
 def test_other_things_are_refused() -> None:
-    with pytest.raises(TypeError, match="expected a PIL image or a NumPy array, found str"):
-        Preprocess()("picture.jpg")  # type: ignore[arg-type]
+    for convert in (Preprocess(), Preprocess().to_numpy):
+        with pytest.raises(TypeError, match="expected a PIL image or a NumPy array, found str"):
+            convert("picture.jpg")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

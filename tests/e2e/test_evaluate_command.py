@@ -71,10 +71,12 @@ def test_the_page_shows_what_its_command_prints() -> None:
     match = re.search(r"```sh\nclip (.*)\n```\n\n```text\n(.*?)```", page, re.S)
     assert match is not None
     said, printed = match[2].splitlines(), run(*match[1].split()).splitlines()
+    assert printed[0] == said[0]
+    assert {said[1], printed[1]} <= {"bf16 by torch on cpu", "fp32 by torch on cpu"}  # as the processor has it
     number = re.compile(r" +-?[\d.]+")
-    for ours, theirs in zip(printed, said, strict=True):
+    for ours, theirs in zip(printed[2:], said[2:], strict=True):
         if not theirs.startswith("found least: "):
             assert number.sub(" 0", ours) == number.sub(" 0", theirs)
         if " images" in theirs and " % " in theirs:  # another processor rounds otherwise: by one of sixteen at most
             value, said_value = (float(re.split(r" {2,}", line)[1].removesuffix(" %")) for line in (ours, theirs))
-            assert value == pytest.approx(said_value, abs=100 / 16)
+            assert value == pytest.approx(said_value, abs=100 / 16 + 0.1)

@@ -33,7 +33,7 @@ class PackedResNet:
         """Of the products in the first stage, the longest ones."""
         self.images_per_pass = max(1, _MOST_PIXELS // size**2)
         self.first = _folded(tower.conv1, tower.bn1, torch.float32, "relu", size)
-        size = (size + 1) // 2
+        size //= 2
         self.stem = [
             _folded(tower.conv2, tower.bn2, dtype, "relu", size),
             _folded(tower.conv3, tower.bn3, dtype, "relu", size),

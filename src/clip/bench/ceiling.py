@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -33,20 +32,20 @@ def matmul_ceiling(precision: str, *, seconds: float = 0.5) -> float | None:
     return best
 
 
-def _rate(product: Callable[[int], Any], parts: int, flops: int, seconds: float) -> float:
-    products = [product] * parts
-    in_streams(lambda run: run(1), products)  # warm
-    best, repeats, start = 0.0, 1, time.perf_counter()
+def _rate(product: Callable[[int], None], parts: int, flops: int, seconds: float) -> float:
+    repeats = [1] * parts  # of the product, in each stream
+    in_streams(product, repeats)  # warm
+    best, start = 0.0, time.perf_counter()
     while (begin := time.perf_counter()) - start < seconds:
-        in_streams(lambda run, repeats=repeats: run(repeats), products)
+        in_streams(product, repeats)
         elapsed = time.perf_counter() - begin
-        best = max(best, parts * repeats * flops / elapsed)
+        best = max(best, sum(repeats) * flops / elapsed)
         if elapsed < 0.02:  # long enough that handing out the work does not count
-            repeats *= 2
+            repeats = [2 * count for count in repeats]
     return best
 
 
-def _product(precision: str, rows: int, width: int, out: int) -> Callable[[int], Any] | None:
+def _product(precision: str, rows: int, width: int, out: int) -> Callable[[int], None] | None:
     """A function that does the product so many times."""
     if precision == "int8":
         return _int8_product(rows, width, out)
@@ -61,9 +60,9 @@ def _product(precision: str, rows: int, width: int, out: int) -> Callable[[int],
     return run
 
 
-def _int8_product(rows: int, width: int, out: int) -> Callable[[int], Any] | None:
+def _int8_product(rows: int, width: int, out: int) -> Callable[[int], None] | None:
     operators = torch.ops.onednn
-    if not torch.backends.mkldnn.is_available() or not hasattr(operators, "qlinear_prepack"):
+    if not hasattr(operators, "qlinear_prepack"):  # private, and absent from builds without oneDNN
         return None
     x = torch.randint(0, 255, (rows, width), dtype=torch.uint8)
     weight = operators.qlinear_prepack(torch.randint(-127, 127, (out, width), dtype=torch.int8), [rows, width])

@@ -52,7 +52,7 @@ class Fidelity:
     """The same, centred on the reference's texts."""
     similarity_change: float
     """Largest absolute change of the cosine of any picture with any text, from 0 to 2. Times the logit scale it is the
-    largest change of a logit."""
+    largest change of a logit; and only answers that led the next by less than twice as much can change at all."""
     changed_answers: int
     """Pictures whose best text is another one. Equal ones (within 1e-6) are all best: an answer is the same if whatever
     is best now was best before. With a single text there is nothing to change."""

@@ -185,8 +185,11 @@ def test_a_page_with_everything(source: Squares, tiny_vit: CLIP, tmp_path: Path)
         *("Each class, the worst first", "Records that could not be used", "How far its probabilities can be trusted"),
     ):
         assert heading in read.text, heading
+    text = re.sub(r"\s+", " ", read.text)
     for verdict in result.probe.verdicts:
-        assert verdict in re.sub(r"\s+", " ", read.text)
+        assert verdict in text
+    assert "Model pocket (bf16 by torch on cpu), data" in text
+    assert "pocket (bf16 by torch on cpu) less other (int8 by openvino on cpu), on the same pictures" in text
     assert read.tags.count("svg") >= 4
     assert "no picture" in read.text  # of the one that is gone
     assert len(source.reads) == len(set(source.reads))

@@ -95,7 +95,7 @@ def load_for_inference(
             raise ConfigError(f"precision int8 is for CPUs; on {device.type} use auto, fp32 or bf16")
         exact = None if precision == "auto" else precision
         return load(name, device=device, precision=exact, activation=activation, download_root=download_root)
-    resolved(precision)
+    precision = resolved(precision)
     # The weights stay in the mapped file, in its precision, until each is packed: there is no second model in memory.
     checkpoint = read_checkpoint(find(name, download_root), activation=activation)
     packed = optimize_for_inference(checkpoint.build(), precision)

@@ -160,7 +160,7 @@ def measure(
             return stack.enter_context(_Process(title, folder, threads))
 
         with _Process("matrix products", folder, threads) as bare:
-            about = bare.ask("ceilings", precisions=CEILINGS, seconds=1.0)
+            about = bare.ask("ceilings", precisions=CEILINGS, seconds=min(1.0, 2 * seconds))
             paths = {os.fspath(name): os.fspath(name) for name in models}
             for i, name in enumerate(random):
                 paths[f"{name} (random)"] = path = str(folder / f"random-{i}.safetensors")

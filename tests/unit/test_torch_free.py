@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip.config import CLIPConfig
+from clip.inference.manifest import ENGINES
+from clip.preprocess import Preprocess
+
 TORCH_FREE = (
     *("clip", "clip.config", "clip.errors", "clip.simple_tokenizer", "clip.images", "clip.preprocess"),
     *("clip.inference.exported", "clip.inference.loading", "clip.features", "clip.embedding_files"),
@@ -27,32 +31,34 @@ NEEDLESS = (
 
 STAND_IN = """
 import sys
-import types
 import numpy as np
-from clip.inference.exported import ExportedCLIP
-from clip.preprocess import Preprocess
+from clip.inference import openvino_engine
 
-class Colours(ExportedCLIP):
-    '''Pictures are embedded as their mean colour; the texts red, green and blue as those.'''
+def image_graph(images):
+    # Pictures are embedded as their mean colour; the texts red, green and blue as those.
+    assert images.dtype == np.float32 and images.shape[1:] == (3, 32, 32)
+    return images.mean(axis=(2, 3))
 
-    config = types.SimpleNamespace(embed_dim=3)
-    context_length, vocab_size = 77, 49408
-    logit_scale, logit_bias = np.float32(3), None
-    engine, precision = "openvino", "int8"
-    preprocess = Preprocess(size=32, mean=(0, 0, 0), std=(1, 1, 1))
+def text_graph(text):
+    return np.stack([(text == word).sum(axis=1) for word in (736, 1901, 1746)], axis=1) + np.float32(0.01)
 
-    def __init__(self):
-        pass
-
-    def encode_image(self, images):
-        assert images.dtype == np.float32 and images.shape[1:] == (3, 32, 32)
-        return images.mean(axis=(2, 3))
-
-    def encode_text(self, text):
-        return np.stack([(text == word).sum(axis=1) for word in (736, 1901, 1746)], axis=1) + np.float32(0.01)
-
-ExportedCLIP.open = classmethod(lambda cls, path, *, precision="auto": Colours())
+openvino_engine.open_graphs = lambda folder, manifest, precision: (image_graph, text_graph, manifest.precision)
 """
+
+MANIFEST = {
+    **{"format": "everyclip-export", "version": 1, "engine": "openvino", "precision": "int8", "fingerprint": "f00d"},
+    **{"logit_scale": 3.0, "logit_bias": None, "files": dict.fromkeys(ENGINES["openvino"], 0)},
+    "preprocess": Preprocess(size=32, mean=(0, 0, 0), std=(1, 1, 1)).to_dict(),
+    "config": CLIPConfig(
+        embed_dim=3,
+        image_resolution=32,
+        vision_layers=1,
+        vision_width=64,
+        vision_patch_size=16,
+        transformer_width=64,
+        transformer_layers=1,
+    ).to_dict(),
+}
 
 
 def run(code: str, *arguments: object) -> Any:
@@ -73,7 +79,9 @@ def picture(tmp_path: Path) -> Path:
 def exported(tmp_path: Path) -> Path:
     folder = tmp_path / "exported"
     folder.mkdir()
-    (folder / "clip.json").write_text(json.dumps({"fingerprint": "f00d"}))
+    (folder / "clip.json").write_text(json.dumps(MANIFEST))
+    for name in ENGINES["openvino"]:
+        (folder / name).touch()
     return folder
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import warnings
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from clip.clip import find, load
 from clip.errors import ConfigError
-from clip.inference.exported import MANIFEST, ExportedCLIP, is_exported
+from clip.inference.exported import ExportedCLIP, is_exported
+from clip.inference.manifest import read_manifest
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from clip.config import Activation
     from clip.inference.optimized import InferenceCLIP
@@ -109,16 +110,33 @@ def fingerprint_of(
     activation: Activation | None = None,
     download_root: str | os.PathLike[str] | None = None,
 ) -> str:
-    """What identifies the weights of a model, however they are run: the SHA-256 of them as their file holds them.
+    """What identifies the weights of a model, however they are stored and run: the SHA-256 of them in fp32.
 
-    An exported model has that of the model that it was made of. The weights are read, at about a gigabyte a second.
+    An exported model has that of the model it was made of. All weights are read, at about a gigabyte a second.
     """
     if is_exported(name):
-        manifest = json.loads((Path(name) / MANIFEST).read_text(encoding="utf-8"))
-        return str(manifest["fingerprint"])
+        return read_manifest(name).fingerprint
+
     from clip.checkpoints.files import fingerprint, read_checkpoint
 
     with warnings.catch_warnings():  # an assumed activation was told when the model was loaded
         warnings.simplefilter("ignore")
         checkpoint = read_checkpoint(find(name, download_root), activation=activation)
-    return fingerprint(checkpoint.config, checkpoint.state_dict)
+    return fingerprint(checkpoint.config, _InFull(checkpoint.state_dict))
+
+
+class _InFull(Mapping[str, "Tensor"]):
+    """Weights in fp32, each converted when it is asked for, so that there is never a second model in memory."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = weights
+
+    def __getitem__(self, key: str) -> Tensor:
+        value = self._weights[key]
+        return value.float() if value.is_floating_point() else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)

@@ -119,8 +119,9 @@ def command(
 ) -> int:
     """Measure a model on pictures with known names or captions.
 
-    MODEL is a name from 'clip models', a path or a repository, by default pocket. Every number comes with its 95 %
-    interval, with how many items it is made of, and with what guessing would give.
+    MODEL is a name from 'clip models', the path of a checkpoint or an exported folder, or a repository, by default
+    pocket. Every number comes with its 95 % interval, with how many items it is made of, and with what guessing would
+    give.
 
     A picture that cannot be read is reported and is in none of the numbers; the exit status is then 1.
     """

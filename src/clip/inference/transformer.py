@@ -1,8 +1,8 @@
 """The Transformer towers for inference alone: packed weights, no padding, and no token that nobody reads.
 
-Against ``clip.model``: heads and QuickGELU have their factors folded into the weights, queries, keys and values are one
-product, the last block computes the class or end token alone, and texts of all lengths go through the linear layers as
-one list of their tokens. The residual stream, normalisations and softmax stay in fp32.
+Against ``clip.model``: the factors of heads and QuickGELU are folded into the weights; the last block computes the class
+or end token alone, and of the others not even keys and values; texts of all lengths go through the linear layers as one
+list of their tokens. The residual stream and normalisations are fp32, and softmax is computed in it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip.inference.packed import Fused, PackedLinear
-from clip.model import CLIP, QuickGELU, ResidualAttentionBlock, Transformer, VisionTransformer
+from clip.model import CLIP, MultiheadAttention, QuickGELU, ResidualAttentionBlock, Transformer, VisionTransformer
 
 __all__ = ["PackedTextTransformer", "PackedVisionTransformer"]
 
@@ -53,6 +53,8 @@ class _Layout:
     """(rows,), the place in that table of each row."""
     mask: Tensor | None = None
     """(L, L), added to the scores."""
+    is_padding: Tensor | None = None
+    """(B, L), the places of that table behind the end of their sequence."""
 
     def table(self, x: Tensor) -> Tensor:
         """x: (rows, D) → (B · L, D)."""
@@ -66,82 +68,98 @@ class _Layout:
 class _Block:
     """A residual attention block over (rows, D) fp32."""
 
-    def __init__(self, block: ResidualAttentionBlock, dtype: torch.dtype, is_last: bool) -> None:
-        attention, mlp = block.attn, block.mlp
-        self.dtype, self.heads, width = dtype, attention.num_heads, attention.embed_dim
-        assert attention.in_proj_weight is not None and attention.in_proj_bias is not None
-        weight = attention.in_proj_weight.detach().to(torch.float32, copy=True)
-        bias = attention.in_proj_bias.detach().to(torch.float32, copy=True)
+    def __init__(self, block: ResidualAttentionBlock, dtype: torch.dtype) -> None:
+        self.dtype, self.heads, width = dtype, block.attn.num_heads, block.attn.embed_dim
+        weight, bias = _in_projection(block.attn)
         weight[:width] *= (width // self.heads) ** -0.5
         bias[:width] *= (width // self.heads) ** -0.5
-        self.norm_1, self.norm_2 = _norm(block.ln_1), _norm(block.ln_2)
-        if is_last:  # queries of one token a sequence, keys and values of all
-            self.query = PackedLinear(weight[:width], bias[:width], dtype)
-            weight, bias = weight[width:], bias[width:]
+        self.norm = _norm(block.ln_1)
         self.projections = PackedLinear(weight, bias, dtype)
-        self.out = PackedLinear(attention.out_proj.weight, attention.out_proj.bias, dtype)
-        first, last = cast(nn.Linear, mlp.c_fc), cast(nn.Linear, mlp.c_proj)
-        # QuickGELU is silu(1.702 x) / 1.702: with both factors in the weights a single fused operation is left.
-        factor = _QUICK_GELU if isinstance(mlp.gelu, QuickGELU) else 1.0
-        fused: Fused = "swish" if isinstance(mlp.gelu, QuickGELU) else "gelu"
-        self.widen = PackedLinear(
-            first.weight.detach().float() * factor, first.bias.detach().float() * factor, dtype, fused
-        )
-        self.narrow = PackedLinear(last.weight.detach().float() / factor, last.bias, dtype)
+        self.out = PackedLinear(block.attn.out_proj.weight, block.attn.out_proj.bias, dtype)
+        self.mlp_ = _MLP(block, dtype)
 
     def __call__(self, x: Tensor, layout: _Layout) -> Tensor:
         """x: (rows, D) fp32 → the same, changed in place."""
-        y = layout.table(self.projections(self.norm_1(x).to(self.dtype)))
-        q, k, v = self._heads(y, layout, 3)
-        attended = self._attend(q, k, v, layout.mask)  # (B, heads, L, D / heads)
-        attended = attended.transpose(1, 2).reshape(layout.count * layout.longest, -1)
-        return self._mlp_(x.add_(self.out(layout.rows(attended))))
-
-    def at_readout(self, x: Tensor, layout: _Layout) -> Tensor:
-        """x: (rows, D) fp32 → (B, D) fp32, of the tokens that are read out."""
-        y = self.norm_1(x).to(self.dtype)
-        k, v = self._heads(layout.table(self.projections(y)), layout, 2)
-        q = self.query(y.index_select(0, layout.readout)).view(layout.count, self.heads, 1, -1)
-        mask = None
-        if layout.gather is not None:  # the end token sees all that stands before it, and no padding
-            places = torch.arange(layout.longest)
-            ends = self._ends(layout)
-            mask = torch.zeros(layout.count, 1, 1, layout.longest, dtype=self.dtype)
-            mask.masked_fill_((places > ends[:, None])[:, None, None], float("-inf"))
-        attended = self._attend(q, k, v, mask).view(layout.count, -1)
-        return self._mlp_(x.index_select(0, layout.readout).add_(self.out(attended)))
-
-    @staticmethod
-    def _ends(layout: _Layout) -> Tensor:
-        assert layout.scatter is not None
-        return layout.scatter.index_select(0, layout.readout) % layout.longest
-
-    def _heads(self, y: Tensor, layout: _Layout, parts: int) -> tuple[Tensor, ...]:
-        """y: (B · L, parts · D) → for each part (B, heads, L, D / heads)."""
-        y = y.view(layout.count, layout.longest, parts, self.heads, -1)
-        return y.permute(2, 0, 3, 1, 4).contiguous().unbind()
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        y = layout.table(self.projections(self.norm(x).to(self.dtype)))
+        y = y.view(layout.count, layout.longest, 3, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous()
+        q, k, v = y.flatten(1, 2)  # each (B · heads, L, D / heads)
         # For the lengths of CLIP two batched products beat the fused kernel, in bf16 by far (``clip.model``).
-        scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).view(*q.shape[:3], k.shape[2])
-        if mask is not None:
-            scores += mask
-        return torch.bmm(scores.softmax(dim=-1).flatten(0, 1), v.flatten(0, 1)).view_as(q)
+        scores = torch.bmm(q, k.transpose(1, 2))
+        if layout.mask is not None:
+            scores += layout.mask
+        attended = torch.bmm(scores.softmax(dim=-1), v).view(layout.count, self.heads, layout.longest, -1)
+        attended = attended.transpose(1, 2).reshape(layout.count * layout.longest, -1)
+        return self.mlp_(x.add_(self.out(layout.rows(attended))))
 
-    def _mlp_(self, x: Tensor) -> Tensor:
-        return x.add_(self.narrow(self.widen(self.norm_2(x).to(self.dtype))))
+
+class _LastBlock:
+    """The last block, at one token of each sequence, without keys and values.
+
+    A head scores token y by q · (K y + k) = (Kᵀ q) · y + q · k, whose second term is the same for all tokens and leaves
+    the softmax alone; and it gives Σ a (V y + v) = V (Σ a y) + v. So with one query K and V multiply one vector a
+    sequence instead of every token, and fp32 costs nothing.
+    """
+
+    def __init__(self, block: ResidualAttentionBlock, dtype: torch.dtype) -> None:
+        self.heads, width = block.attn.num_heads, block.attn.embed_dim
+        weight, bias = _in_projection(block.attn)
+        scale = (width // self.heads) ** -0.5
+        self.norm = _norm(block.ln_1)
+        self.query = PackedLinear(weight[:width] * scale, bias[:width] * scale, torch.float32)
+        self.keys = weight[width : 2 * width].view(self.heads, -1, width).clone()  # (heads, D / heads, D)
+        self.values = weight[2 * width :].view(self.heads, -1, width).transpose(1, 2).contiguous()
+        out, out_bias = block.attn.out_proj.weight.detach().float(), block.attn.out_proj.bias.detach().float()
+        self.out = PackedLinear(out, out_bias + out @ bias[2 * width :], torch.float32)
+        self.mlp_ = _MLP(block, dtype)
+
+    def __call__(self, x: Tensor, layout: _Layout) -> Tensor:
+        """x: (rows, D) fp32 → (B, D) fp32."""
+        y = self.norm(x)
+        q = self.query(y.index_select(0, layout.readout)).view(layout.count, self.heads, -1)
+        y = layout.table(y).view(layout.count, layout.longest, -1)  # (B, L, D)
+        q = torch.bmm(q.transpose(0, 1), self.keys).transpose(0, 1)  # (B, heads, D)
+        scores = torch.bmm(q, y.transpose(1, 2))  # (B, heads, L)
+        if layout.is_padding is not None:
+            scores.masked_fill_(layout.is_padding[:, None], float("-inf"))
+        attended = torch.bmm(scores.softmax(dim=-1), y).transpose(0, 1)  # (heads, B, D)
+        attended = torch.bmm(attended, self.values).transpose(0, 1).flatten(1)
+        return self.mlp_(x.index_select(0, layout.readout).add_(self.out(attended)))
+
+
+class _MLP:
+    def __init__(self, block: ResidualAttentionBlock, dtype: torch.dtype) -> None:
+        self.dtype, self.norm = dtype, _norm(block.ln_2)
+        first, last = cast(nn.Linear, block.mlp.c_fc), cast(nn.Linear, block.mlp.c_proj)
+        # QuickGELU is silu(1.702 x) / 1.702: with both factors in the weights a single fused operation is left.
+        is_quick = isinstance(block.mlp.gelu, QuickGELU)
+        factor, fused = (_QUICK_GELU, "swish") if is_quick else (1.0, "gelu")
+        weight, bias = first.weight.detach().float() * factor, first.bias.detach().float() * factor
+        self.widen = PackedLinear(weight, bias, dtype, cast(Fused, fused))
+        self.narrow = PackedLinear(last.weight.detach().float() / factor, last.bias, dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (rows, D) fp32 → the same plus what the MLP gives, in place."""
+        return x.add_(self.narrow(self.widen(self.norm(x).to(self.dtype))))
+
+
+def _in_projection(attention: MultiheadAttention) -> tuple[Tensor, Tensor]:
+    """Weight (3 D, D) and bias (3 D,) of queries, keys and values, as fp32 copies."""
+    assert attention.in_proj_weight is not None and attention.in_proj_bias is not None
+    weight, bias = attention.in_proj_weight.detach(), attention.in_proj_bias.detach()
+    return weight.to(torch.float32, copy=True), bias.to(torch.float32, copy=True)
 
 
 class _Blocks:
     def __init__(self, transformer: Transformer, dtype: torch.dtype) -> None:
-        blocks = [cast(ResidualAttentionBlock, block) for block in transformer.resblocks]
-        self.blocks = [_Block(block, dtype, is_last=block is blocks[-1]) for block in blocks]
+        *blocks, last = (cast(ResidualAttentionBlock, block) for block in transformer.resblocks)
+        self.blocks = [_Block(block, dtype) for block in blocks]
+        self.last = _LastBlock(last, dtype)
 
     def __call__(self, x: Tensor, layout: _Layout) -> Tensor:
         """x: (rows, D) fp32, overwritten → (B, D) fp32."""
-        for block in self.blocks[:-1]:
+        for block in self.blocks:
             x = block(x, layout)
-        return self.blocks[-1].at_readout(x, layout)
+        return self.last(x, layout)
 
 
 class PackedVisionTransformer:
@@ -193,14 +211,14 @@ class PackedTextTransformer:
         count, longest = text.shape[0], int(ends.max()) + 1
         lengths = ends + 1
         readout = lengths.cumsum(0) - 1
-        gather = scatter = None
+        gather = scatter = is_padding = None
         if int(lengths.min()) == longest:
             tokens, places = text[:, :longest].flatten(), torch.arange(longest).repeat(count)
         else:
             inside = torch.arange(longest) < lengths[:, None]  # (B, L)
-            scatter = inside.flatten().nonzero()[:, 0]
+            scatter, is_padding = inside.flatten().nonzero()[:, 0], ~inside
             gather = (inside.flatten().cumsum(0) - 1).clamp_(min=0)
             tokens, places = text[:, :longest][inside], scatter % longest
         x = self.token_embedding.index_select(0, tokens).float() + self.positions.index_select(0, places)
-        layout = _Layout(count, longest, readout, gather, scatter, self.mask[:longest, :longest])
+        layout = _Layout(count, longest, readout, gather, scatter, self.mask[:longest, :longest], is_padding)
         return self.norm_final(self.blocks(x, layout)) @ self.projection

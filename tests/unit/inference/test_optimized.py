@@ -128,11 +128,11 @@ def test_neither_padding_nor_what_nobody_reads_is_computed() -> None:
     tokens = int((text.argmax(dim=1) + 1).sum())
     with rows_counted() as rows:
         packed.encode_text(text)
-    # Four products in each block; in the last, keys and values of all tokens and the rest of one a text.
-    assert rows == [tokens] * (4 * (VIT.transformer_layers - 1) + 1) + [len(TEXTS)] * 4
+    # Four products in each block, in the last one of one token a text.
+    assert rows == [tokens] * 4 * (VIT.transformer_layers - 1) + [len(TEXTS)] * 4
     with rows_counted() as rows:
         packed.encode_image(images(VIT, 2))
-    assert rows == [2 * 9] + [2 * 10] * (4 * 2 + 1) + [2] * 4
+    assert rows == [2 * 9] + [2 * 10] * 4 * 2 + [2] * 4
 
 
 def test_a_batch_of_none_is_no_features() -> None:

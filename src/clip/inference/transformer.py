@@ -1,8 +1,8 @@
 """The Transformer towers for inference alone: packed weights, no padding, and no token that nobody reads.
 
-Against ``clip.model``: the factors of heads and QuickGELU are folded into the weights; the last block computes the class
-or end token alone, and of the others not even keys and values; texts of all lengths go through the linear layers as one
-list of their tokens. The residual stream and normalisations are fp32, and softmax is computed in it.
+Against ``clip.model``: the factors of heads and QuickGELU are folded into the weights; the last block computes the
+class or end token alone, and of the others not even keys and values; texts of all lengths go through the linear layers
+as one list of their tokens. The residual stream and normalisations are fp32, and softmax is computed in it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,15 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip.errors import MissingDependencyError
+from clip.exports.telemetry import without_telemetry
 from clip.model import CLIP, ModifiedResNet, ResidualAttentionBlock, Transformer, VisionTransformer
 
 if TYPE_CHECKING:
     import openvino
 
-__all__ = ["ImageTower", "TextTower", "onnx_graph", "openvino_graph"]
+__all__ = ["ImageTower", "TextTower", "imported", "openvino_graph", "write_onnx"]
 
 _EXAMPLES = 2
 """Rows of the input that a tower is recorded with. One would be taken for a constant."""
+
+_LARGEST_ONNX = 1_900_000_000
+"""Bytes of weights in one file, which the limit of Protocol Buffers, 2 GiB, holds with the graph."""
 
 
 # The towers -----------------------------------------------------------------------------------------------------------
@@ -131,7 +136,7 @@ def _thirds(width: int) -> tuple[slice, slice, slice]:
 def openvino_graph(tower: ImageTower | TextTower) -> openvino.Model:
     """The tower for OpenVINO, with the tower's own weights in memory."""
     openvino = imported("openvino")
-    with _quiet():
+    with _quiet(), without_telemetry():
         graph = openvino.convert_model(_recorded(tower))
     example, dynamic = tower.example()
     graph.reshape({tower.name: [-1 if i in dynamic else size for i, size in enumerate(example.shape)]})
@@ -140,17 +145,20 @@ def openvino_graph(tower: ImageTower | TextTower) -> openvino.Model:
     return graph
 
 
-def onnx_graph(tower: ImageTower | TextTower) -> Any:
-    """The tower for ONNX, a ``torch.onnx.ONNXProgram`` with the tower's own weights in memory."""
+def write_onnx(tower: ImageTower | TextTower, path: Path) -> None:
+    """The tower as an ONNX file. Weights of more than 2 GB, which no such file can hold, lie beside it in ``.data``."""
     imported("onnx"), imported("onnxscript")
+    size_bytes = sum(parameter.nbytes for parameter in tower.parameters())
     with _quiet():
-        return torch.onnx.export(
+        program = torch.onnx.export(
             _recorded(tower),
             dynamo=True,
             input_names=[tower.name],
             output_names=[f"{tower.name}_features"],
             verbose=False,
         )
+        assert program is not None
+        program.save(path, external_data=size_bytes > _LARGEST_ONNX)
 
 
 def _recorded(tower: ImageTower | TextTower) -> torch.export.ExportedProgram:

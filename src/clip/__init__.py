@@ -36,10 +36,12 @@ _SUBMODULES = (
     "errors",
     "evaluation",
     "features",
+    "fidelity",
     "images",
     "inference",
     "model",
     "preprocess",
+    "samples",
     "simple_tokenizer",
 )
 

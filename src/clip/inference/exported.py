@@ -30,7 +30,7 @@ _TOKENS_OF_A_CALL = 50
 
 def is_exported(path: str | os.PathLike[str]) -> bool:
     """Whether this is a folder that ``clip export`` wrote."""
-    return (Path(path) / MANIFEST).is_file()
+    return os.path.isfile(os.path.join(path, MANIFEST))  # noqa: PTH113, PTH118 (a name may be too long for a path)
 
 
 class ExportedCLIP:
@@ -91,7 +91,7 @@ class ExportedCLIP:
         text = np.asarray(text)
         if text.ndim != 2 or not 0 < text.shape[1] <= self.context_length or text.dtype.kind not in "iu":
             raise ShapeError(
-                f"text has shape {text.shape} of {text.dtype}; (batch, up to {self.context_length}) integers are expected"
+                f"text has shape {text.shape} of {text.dtype}; ids (batch, up to {self.context_length}) are expected"
             )
         features = np.empty((len(text), self.config.embed_dim), np.float32)
         if not len(text):

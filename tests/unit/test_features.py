@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,10 @@ from torch import Tensor
 
 from clip.clip import tokenize
 from clip.errors import ClipError, ConfigError, ImageError, ShapeError, TextTooLongError
-from clip.features import Encoded, Failure, encode_images, encode_texts, normalized
+from clip.features import Encoded, Failure, as_array, encode_images, encode_texts, normalized
+from clip.inference.exported import ExportedCLIP
+from clip.inference.manifest import Manifest
+from clip.inference.optimized import optimize_for_inference
 from clip.model import CLIP, convert_weights
 from clip.preprocess import Preprocess
 
@@ -289,6 +293,62 @@ def test_features_that_are_not_finite_are_failures(tiny_vit: CLIP, monkeypatch: 
     assert [failure.source for failure in failures] == ["cat"]
     with pytest.raises(ClipError, match="not finite"):
         list(encode_texts(tiny_vit, ["cat"]))
+
+
+def exported(model: CLIP) -> ExportedCLIP:
+    """The model behind the arrays of an exported one."""
+
+    @torch.no_grad()
+    def image_graph(images: np.ndarray) -> np.ndarray:
+        return model.encode_image(torch.from_numpy(images)).numpy()
+
+    @torch.no_grad()
+    def text_graph(text: np.ndarray) -> np.ndarray:
+        return model.encode_text(torch.from_numpy(text)).numpy()
+
+    scale = {"logit_scale": model.logit_scale.item(), "logit_bias": None}
+    manifest = Manifest(
+        engine="onnxruntime", precision="fp32", config=model.config, preprocess=PREPROCESS, files={}, **scale
+    )
+    return ExportedCLIP(manifest, image_graph, text_graph, "fp32")
+
+
+@pytest.mark.parametrize("form", [lambda model: optimize_for_inference(model, "fp32"), exported])
+def test_every_form_of_a_model_gives_the_same_arrays(tiny_vit: CLIP, form: Callable[[CLIP], Any]) -> None:
+    images = [picture(seed) for seed in range(5)]
+    model = form(tiny_vit)
+    for encode in (
+        lambda of: encode_images(of, PREPROCESS, images, batch_size=2),
+        lambda of: encode_texts(of, TEXTS, batch_size=4),
+    ):
+        expected, found = joined(encode(tiny_vit)), joined(encode(model))
+        assert found[:2] == expected[:2]
+        assert type(found[2]) is np.ndarray
+        assert found[2].dtype == np.float32
+        np.testing.assert_allclose(found[2], expected[2], atol=2e-6)
+
+
+def test_an_exported_model_prepares_pictures_without_torchs_filter(tiny_vit: CLIP) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    _, _, embeddings = joined(encode_images(exported(tiny_vit), PREPROCESS, [pixels, Image.fromarray(pixels)]))
+    np.testing.assert_array_equal(embeddings[0], embeddings[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_embeddings_come_from_the_gpu_to_the_host(tiny_vit: CLIP) -> None:
+    expected = joined(encode_texts(tiny_vit, TEXTS))[2]
+    found = joined(encode_texts(tiny_vit.cuda(), TEXTS))[2]
+    assert type(found) is np.ndarray
+    np.testing.assert_allclose(found, expected, atol=1e-4)  # other kernels
+
+
+def test_features_of_either_kind_are_normalized_alike() -> None:
+    features = torch.tensor([[3.0, 4.0], [0, 0], [torch.inf, 1], [1e-30, 0]], requires_grad=True)
+    expected = normalized(features)
+    np.testing.assert_array_equal(normalized(features.detach().numpy()), expected.detach().numpy())
+    expected[0].sum().backward()
+    assert features.grad is not None
+    np.testing.assert_array_equal(as_array(features.bfloat16()), features.detach().bfloat16().float())
 
 
 def test_nothing_gives_nothing(tiny_vit: CLIP) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip.errors import MissingDependencyError
-from clip.exports.telemetry import without_telemetry
+from clip.inference.telemetry import without_telemetry
 from clip.model import CLIP, ModifiedResNet, ResidualAttentionBlock, Transformer, VisionTransformer
 
 if TYPE_CHECKING:
@@ -172,7 +172,8 @@ def imported(name: str) -> Any:
     import importlib
 
     try:
-        return importlib.import_module(name)
+        with without_telemetry():
+            return importlib.import_module(name)
     except ImportError as error:
         raise MissingDependencyError(
             f"exporting needs {name}, which is not installed; pip install 'everyclip[export]'"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip.exports.graphs import imported
-from clip.exports.telemetry import without_telemetry
+from clip.inference.telemetry import without_telemetry
 
 if TYPE_CHECKING:
     import openvino
@@ -37,10 +37,14 @@ def text_rows(text: NDArray[np.int32]) -> list[NDArray[Any]]:
 
 
 def quantized(graph: openvino.Model, rows: list[NDArray[Any]]) -> openvino.Model:
-    """The graph with 8-bit weights and activations in its matrix products and convolutions, all else in fp32.
+    """The graph with 8-bit weights and activations in most of its products, and all else as it is.
 
     rows: inputs of batch size 1, which the ranges of the activations are taken from.
     """
+    convolutions = [node.get_friendly_name() for node in graph.get_ordered_ops() if _kind(node) == "Convolution"]
+    is_resnet = len(convolutions) > _STEM
+    products = {"Convolution"} if is_resnet else {"Convolution", "MatMul"}
+    others = {_kind(node) for node in graph.get_ops()} - products - {"Parameter", "Result", "Constant"}
     with without_telemetry(), contextlib.redirect_stdout(io.StringIO()):  # it prints progress bars
         nncf = imported("nncf")
         level = logging.getLogger("nncf").level
@@ -50,11 +54,14 @@ def quantized(graph: openvino.Model, rows: list[NDArray[Any]]) -> openvino.Model
                 graph,
                 nncf.Dataset(rows),
                 subset_size=len(rows),
-                model_type=nncf.ModelType.TRANSFORMER,  # outliers move from activations to weights ("smooth quant")
-                ignored_scope=_left_alone(graph),
+                # Of transformers, outliers move from the activations to the weights ("smooth quant").
+                model_type=None if is_resnet else nncf.ModelType.TRANSFORMER,
+                # The convolutions that see the pixels are a small part of the work, and what is lost there is lost to
+                # all that follows: a ViT's patches, a ResNet's stem of three.
+                ignored_scope=nncf.IgnoredScope(types=sorted(others), names=convolutions[:_STEM], validate=False),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
-                    # Of so few inputs the extremes are the range. NNCF's means and medians cut off outliers, and by
-                    # them a trained model says much.
+                    # Of so few inputs the extremes are the range. Means and medians cut off outliers, and by them a
+                    # trained model says much.
                     activations_range_estimator_params=nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX,
                     disable_bias_correction=True,  # it fits to these few inputs
                 ),
@@ -63,12 +70,5 @@ def quantized(graph: openvino.Model, rows: list[NDArray[Any]]) -> openvino.Model
             nncf.set_log_level(level)
 
 
-def _left_alone(graph: openvino.Model) -> Any:
-    """What stays in fp32: everything but products, and the convolutions that see the pixels (a ViT's patches, a
-    ResNet's stem of three). They are a small part of the work, and what they lose is lost to all that follows."""
-    nodes = graph.get_ordered_ops()
-    convolutions = [node.get_friendly_name() for node in nodes if node.get_type_name() == "Convolution"]
-    kinds = {node.get_type_name() for node in nodes} - {"Parameter", "Result", "Constant"}
-    return imported("nncf").IgnoredScope(
-        types=sorted(kinds - {"Convolution", "MatMul"}), names=convolutions[:_STEM], validate=False
-    )
+def _kind(node: Any) -> str:
+    return str(node.get_type_name())

@@ -28,7 +28,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -102,6 +101,7 @@ def prepare(folder: Path, models: Sequence[str], files: int) -> None:
     from safetensors.torch import save_file
 
     import clip
+    from clip.bench.random_weights import random_model
     from clip.images import read_image
 
     rng = np.random.default_rng(SEED)
@@ -117,25 +117,9 @@ def prepare(folder: Path, models: Sequence[str], files: int) -> None:
     (folder / "captions.json").write_text(json.dumps(captions))
 
     for name in models:
-        torch.manual_seed(SEED)
-        model = clip.model.CLIP.from_config(clip.config.architecture(name)).eval().requires_grad_(False)
-        _settle(model, pixels[:8])
+        model = random_model(clip.config.architecture(name), SEED)
         clip.model.convert_weights(model)
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights(folder, name))
-
-
-def _settle(model: Any, pixels: Any) -> None:
-    """Gives a ResNet the statistics of pictures and branches that count: fresh from its constructor they are zero."""
-    import torch
-
-    norms = [module for module in model.visual.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.weight.fill_(0.7)
-        norm.momentum = None  # the mean over all it sees
-    if norms:
-        model.visual.train()
-        model.encode_image(pixels)
-        model.eval()
 
 
 def weights(folder: Path, model: str) -> Path:
@@ -232,6 +216,13 @@ def load_side(model: str, form: str, folder: Path) -> Side:
     return open_clip_side(model, folder) if form == "OpenCLIP" else our_side(model, folder, form)
 
 
+def use_processors(count: int) -> None:
+    """Keeps this process to so many processors, whatever engine is in it."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+    assert "torch" not in sys.modules, "torch counts the processors when it is imported"
+
+
 @contextlib.contextmanager
 def no_gradients() -> Iterator[None]:
     """Where torch is there at all: an exported model is to run without."""
@@ -246,10 +237,7 @@ def no_gradients() -> Iterator[None]:
 
 def serve(model: str, form: str, folder: Path, threads: int) -> None:
     """For each line of stdin, what to run and for how long, prints a rate; before that, embeddings are stored."""
-    if not form.startswith("openvino"):
-        import torch
-
-        torch.set_num_threads(threads)
+    use_processors(threads)
     side = load_side(model, form, folder)
     paths = sorted(str(path) for path in (folder / "pictures").iterdir())
     with no_gradients():
@@ -261,7 +249,7 @@ def serve(model: str, form: str, folder: Path, threads: int) -> None:
             elif kind == "store":
                 encoded = side.encode[task["what"]](count) if task["what"] != "files" else None
                 rows = next(iter(side.files.values()))(paths[:count]) if encoded is None else np.asarray(encoded)
-                np.save(task["path"], rows / np.linalg.norm(rows, axis=1, keepdims=True))
+                np.save(task["path"], rows)
                 answer = None
             elif kind == "files":
                 answer = max(
@@ -285,10 +273,7 @@ def peak_memory(model: str, form: str, folder: Path, threads: int) -> None:
     """Loads the model, encodes, and prints the peak of this process in bytes."""
     import resource
 
-    if not form.startswith("openvino"):
-        import torch
-
-        torch.set_num_threads(threads)
+    use_processors(threads)
     side = load_side(model, form, folder)
     with no_gradients():
         side.encode["images"](PICTURES)
@@ -298,11 +283,9 @@ def peak_memory(model: str, form: str, folder: Path, threads: int) -> None:
 
 def ceilings(threads: int) -> None:
     """Prints the ceiling of each precision in FLOP/s."""
-    import torch
-
+    use_processors(threads)
     from clip.bench.ceiling import matmul_ceiling
 
-    torch.set_num_threads(threads)
     print(json.dumps({name: matmul_ceiling(name) for name in ("fp32", "bf16", "int8")}))
 
 
@@ -394,6 +377,8 @@ def missing(row: Row, options: argparse.Namespace) -> str:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything: {"rows": [{…, "rounds": {"OpenCLIP": […], "ours": […]}}], "notes": […], …}."""
+    from clip.bench.machine import this_machine
+
     threads: int = options.threads
     ours = options.reference_python if options.same_python else sys.executable
     rows = [row for row in ROWS if not options.only or any(word in row.title for word in options.only)]
@@ -410,7 +395,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows = [row for row in rows if row.title not in notes]
 
     result: dict[str, Any] = {"threads": threads, "rounds": options.rounds, "seconds": options.seconds, "notes": notes}
-    result |= {"machine": machine(), "about": {}, "rows": []}
+    result |= {"machine": this_machine(threads=threads, torch="").to_dict(), "about": {}, "rows": []}
+    result["load"] = os.getloadavg()[0]  # of programs that ran before this one
     peaks = [json.loads(call(command(ours, "--ceilings", "--threads", threads), folder, threads))]
     for model in models:
         result["rows"] += measure_model(
@@ -470,26 +456,33 @@ def measure_model(
     ]
 
 
-def compare(row: Row, workers: dict[str, Worker], folder: Path) -> dict[str, float]:
-    """How close our embeddings are to the reference's, and whether the row is warm: the first call is not timed."""
-    stored = []
+def compare(row: Row, workers: dict[str, Worker], folder: Path) -> dict[str, Any]:
+    """How close our embeddings are to the reference's. The row is warm afterwards: its first call is not timed."""
+    from clip.fidelity import compare
+
     for form in ("OpenCLIP", row.form):
-        path = folder / "embeddings.npy"
-        workers[form].ask("store", CAPTIONS if row.kind == "texts" else PICTURES, what=row.kind, path=str(path))
-        stored.append(np.load(path).astype(np.float64))
         if row.kind != "files":
             workers[form].ask(row.kind, row.batch, seconds=0.5)
-    reference, found = stored
-    return {"cosine": cosines(reference, found).min(), "centred_cosine": cosines(*centred(reference, found)).min()}
+    is_text = row.kind == "texts"
+    fidelity = compare(*(embeddings(row, form, workers[form], folder) for form in ("OpenCLIP", row.form)))
+    return {
+        "cosine": fidelity.text_cosine if is_text else fidelity.image_cosine,
+        "centred_cosine": fidelity.text_centred_cosine if is_text else fidelity.image_centred_cosine,
+        "fidelity": fidelity.to_dict(),
+    }
 
 
-def cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    return values
+def embeddings(row: Row, form: str, worker: Worker, folder: Path) -> Any:
+    """Of the pictures, through files where the row is about files, and of the captions."""
+    from clip.fidelity import Embeddings
 
-
-def centred(reference: NDArray[np.float64], found: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    return reference - reference.mean(axis=0), found - reference.mean(axis=0)
+    stored = {}
+    for kind, count in (("files" if row.kind == "files" else "images", PICTURES), ("texts", CAPTIONS)):
+        path = folder / f"{row.model}-{form}-{kind}.npy".replace("/", "-")
+        if not path.exists():
+            worker.ask("store", count, what=kind, path=str(path))
+        stored[kind] = np.load(path)
+    return Embeddings(*stored.values())
 
 
 def call(arguments: list[str], folder: Path, threads: int, is_ours: bool = True) -> str:
@@ -497,18 +490,6 @@ def call(arguments: list[str], folder: Path, threads: int, is_ours: bool = True)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr}")
     return done.stdout
-
-
-def machine() -> dict[str, Any]:
-    """Cores, name and matrix units of the processor."""
-    about: dict[str, Any] = {"system": platform.platform(), "cores": os.cpu_count(), "processor": platform.processor()}
-    with contextlib.suppress(OSError):
-        lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-        fields = {key.strip(): value.strip() for key, value in lines.items()}
-        about["processor"] = fields.get("model name", about["processor"])
-        units = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx512f", "avx2")
-        about["units"] = [unit for unit in units if unit in fields.get("flags", "").split()]
-    return about
 
 
 def say(message: str) -> None:
@@ -537,6 +518,8 @@ def verdict(row: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """GitHub's Markdown."""
+    from clip.bench.measure import cosine_text
+
     head = (
         "work",
         "at least",
@@ -564,8 +547,8 @@ def table(result: dict[str, Any]) -> str:
             cells += [number(theirs), number(ours), f"{rate / 1e9:,.0f}"]
             cells += [
                 f"{rate / ceiling:.0%}" if ceiling else "",
-                closeness(row["cosine"]),
-                closeness(row["centred_cosine"]),
+                cosine_text(row["cosine"]),
+                cosine_text(row["centred_cosine"]),
             ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -575,19 +558,15 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def closeness(cosine: float) -> str:
-    """As many digits as tell it from 1."""
-    return next((f"{cosine:.{digits}f}" for digits in (4, 5, 6, 7) if 1 - cosine >= 10.0**-digits), "1.0000000")
-
-
 def header(result: dict[str, Any]) -> str:
     about, machine = result["about"], result["machine"]
     theirs = next(text for form, text in about.items() if form.endswith("OpenCLIP"))
     ours = dict.fromkeys(text for form, text in about.items() if not form.endswith("OpenCLIP"))
+    load = f", beside other work (load {result['load']:.1f})" if result["load"] > 0.5 else ""
     peaks = ", ".join(f"{name} {value / 1e9:,.0f}" for name, value in result["ceilings"].items() if value)
     return (
-        f"{theirs} = 1.0; {'; '.join(ours)}; {machine['processor']} ({', '.join(machine.get('units', []))}), "
-        f"{result['threads']} threads, {result['rounds']} rounds of {result['seconds']:g} s. "
+        f"{theirs} = 1.0; {'; '.join(ours)}; {machine['processor']} ({', '.join(machine['units'])}), "
+        f"{result['threads']} threads, {result['rounds']} rounds of {result['seconds']:g} s{load}. "
         f"Fastest matrix products, GFLOP/s: {peaks}."
     )
 

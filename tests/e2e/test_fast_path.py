@@ -113,12 +113,11 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def multiplications(tokens: int, sequences: int, width: int, layers: int) -> int:
-    """Of the linear layers over sequences of so many tokens together, the last block read at one token of each.
+    """Of the packed layers over sequences of so many tokens together, the last block read at one token of each.
 
-    A block has 12 width²: query, key, value, output, and twice 4 in the MLP. In the last one, keys and values are of
-    all tokens, the rest of one.
+    A block has 12 width²: query, key, value, output, and twice 4 in the MLP; in the last one keys and values are folded away.
     """
-    return width**2 * ((layers - 1) * 12 * tokens + 2 * tokens + 10 * sequences)
+    return width**2 * ((layers - 1) * 12 * tokens + 10 * sequences)
 
 
 @pytest.mark.parametrize("batch_size", [2, 100])

@@ -115,7 +115,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def multiplications(tokens: int, sequences: int, width: int, layers: int) -> int:
     """Of the packed layers over sequences of so many tokens together, the last block read at one token of each.
 
-    A block has 12 width²: query, key, value, output, and twice 4 in the MLP; in the last one keys and values are folded away.
+    A block has 12 width²: query, key, value, output, and twice 4 in the MLP. The last has no keys and values.
     """
     return width**2 * ((layers - 1) * 12 * tokens + 10 * sequences)
 

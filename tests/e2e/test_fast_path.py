@@ -6,6 +6,7 @@ import csv
 import gc
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,10 +25,11 @@ from clip.embedding_files import read_embeddings
 from clip.evaluation.prompts import read_names
 from clip.evaluation.zero_shot import ZeroShotClassifier
 from clip.features import encode_images, encode_texts
+from clip.images import read_image
 from clip.inference import loading, precision
 from clip.inference.optimized import InferenceCLIP
 from clip.inference.packed import PackedLinear
-from clip.model import CLIP
+from clip.model import CLIP, CLIPConfig
 from clip.simple_tokenizer import token_ids
 
 ROOT = Path(__file__).parents[2]
@@ -260,3 +262,50 @@ def test_the_fallback_is_shown_by_debug() -> None:
     assert "clip: precision fp32: this processor has neither AMX nor AVX-512-BF16" in outcome.stderr
     assert "clip: pocket: fp32 by torch on cpu" in outcome.stderr
     assert "fox" in outcome.stdout
+
+
+# Without torch --------------------------------------------------------------------------------------------------------
+
+TINY = CLIPConfig(
+    embed_dim=16,
+    image_resolution=32,
+    vision_layers=1,
+    vision_width=64,
+    vision_patch_size=16,
+    transformer_width=64,
+    transformer_layers=1,
+)
+
+
+def test_an_exported_model_answers_without_torch_as_the_model_it_was_made_of(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    from clip.exports.export import export
+
+    torch.manual_seed(0)
+    file, folder, output = tmp_path / "tiny.safetensors", tmp_path / "tiny", tmp_path / "out.npy"
+    clip.save(CLIP.from_config(TINY).eval(), file)
+    export(file, folder, "openvino")
+    code = (
+        "import json, sys\n"
+        "from clip.cli.main import run\n"
+        "call = ['--model', sys.argv[1], '--precision', 'fp32', '--quiet']\n"
+        "first = run(['classify', *sys.argv[3:], '--labels', 'owl,fox,cat', '--json', *call])\n"
+        "second = run(['encode', *sys.argv[3:], '--output', sys.argv[2], *call])\n"
+        "print(json.dumps([first, second, 'torch' in sys.modules]))\n"
+    )
+    call = [sys.executable, "-c", code, str(folder), str(output), *PICTURES[:4]]
+    home = {**os.environ, "HOME": str(tmp_path)}  # the engine keeps what it has compiled in there
+    outcome = subprocess.run(call, env=home, cwd=ROOT, check=True, capture_output=True, text=True)
+    *answers, end = map(json.loads, outcome.stdout.splitlines())
+    assert end == [0, 0, False]
+    assert outcome.stderr == ""
+    assert {(answer["engine"], answer["precision"]) for answer in answers} == {("openvino", "fp32")}
+
+    model, preprocess = clip.load(file, device="cpu")
+    images = [read_image(path) for path in PICTURES[:4]]  # on the exact path, as torch-free pixels are
+    stored = read_embeddings(output)
+    expected = np.concatenate([batch.embeddings for batch in encode_images(model, preprocess, images)])
+    np.testing.assert_allclose(stored.embeddings, expected, atol=1e-5)
+    assert stored.about["fingerprint"] == loading.fingerprint_of(folder) == loading.fingerprint_of(file)
+    classified = ZeroShotClassifier(model, ["owl", "fox", "cat"], preprocess=preprocess).classify(images)
+    assert [answer["label"] for answer in answers] == [answer.label for answer in classified]

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from clip.clip import find, load
@@ -16,7 +15,6 @@ from clip.inference.manifest import read_manifest
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from clip.config import Activation
     from clip.inference.optimized import InferenceCLIP
@@ -110,7 +108,7 @@ def fingerprint_of(
     activation: Activation | None = None,
     download_root: str | os.PathLike[str] | None = None,
 ) -> str:
-    """What identifies the weights of a model, however they are stored and run: the SHA-256 of them in fp32.
+    """What identifies the weights of a model, however they are run: the SHA-256 of them in the precision of their file.
 
     An exported model has that of the model it was made of. All weights are read, at about a gigabyte a second.
     """
@@ -122,21 +120,4 @@ def fingerprint_of(
     with warnings.catch_warnings():  # an assumed activation was told when the model was loaded
         warnings.simplefilter("ignore")
         checkpoint = read_checkpoint(find(name, download_root), activation=activation)
-    return fingerprint(checkpoint.config, _InFull(checkpoint.state_dict))
-
-
-class _InFull(Mapping[str, "Tensor"]):
-    """Weights in fp32, each converted when it is asked for, so that there is never a second model in memory."""
-
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        self._weights = weights
-
-    def __getitem__(self, key: str) -> Tensor:
-        value = self._weights[key]
-        return value.float() if value.is_floating_point() else value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
+    return fingerprint(checkpoint.config, checkpoint.state_dict)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -33,6 +32,8 @@ PRECISIONS = ("fp32", "int8")
 
 _MAX_BYTES = 64 * 2**20
 """Of ``clip.json``; that of OpenAI's models has 0.6 MB, nearly all of it the vocabulary."""
+
+_FLOAT32_MAX = 3.4e38
 
 
 def port(dtype: str, dimensions: Iterable[int | None]) -> str:
@@ -97,7 +98,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         values = _read_json(path)
         manifest = _from_dict(values)
         _check_files(Path(folder), manifest)
-    except ConfigError as error:
+    except (ConfigError, OverflowError) as error:  # the latter from an integer of 400 digits
         raise CheckpointError(f"{path}: {error}; export the model again") from error
     return manifest
 
@@ -166,7 +167,7 @@ def _short(value: object) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_FLOAT32_MAX < value < _FLOAT32_MAX
 
 
 def _is_size(value: object) -> bool:

@@ -6,6 +6,7 @@ it, without the weights, is kept in the user's cache (some 0.6 MB): the next pro
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip.checkpoints.download import default_directory
-from clip.errors import CheckpointError, ConfigError, MissingDependencyError
+from clip.errors import CheckpointError, ClipError, ConfigError, MissingDependencyError
 from clip.inference.manifest import MANIFEST, Manifest, Tower, port
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ __all__ = ["open_graphs"]
 _log = logging.getLogger(__name__)
 
 _DEVICE = "CPU"
+_MODEL = "model.json"
+"""In each place of the cache: whose compiled graphs lie there, as the folder and the processor."""
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -80,6 +83,8 @@ class _Graph:
                 # A view of the engine's memory, which the next call overwrites: hence the copy.
                 result = self._request.infer(batch, share_inputs=True, share_outputs=True)[0]
                 return np.array(result, dtype=np.float32)
+            except ClipError:
+                raise
             except RuntimeError as error:
                 raise CheckpointError(f"{self._path}: OpenVINO cannot run it: {_first_line(error)}") from error
 
@@ -109,28 +114,29 @@ def _first_line(error: Exception) -> str:
 def _cache(core: openvino.Core, folder: Path, manifest: Manifest) -> dict[str, str]:
     """Properties that make OpenVINO keep the compiled graphs, or none where there is no place for them.
 
-    OpenVINO knows a graph by its path alone. Here each state of a folder has a place of its own, and the place of its
-    last state is removed.
+    OpenVINO knows a graph by its path alone; here every state of a folder has a place of its own. With the first of a
+    new state, those of earlier states and of folders that are gone are removed.
     """
-    machine = [core.get_property(_DEVICE, "FULL_DEVICE_NAME"), core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")]
+    machine = [core.get_property(_DEVICE, name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    model = json.dumps([str(folder.resolve()), *machine])
     files = [(folder / name).stat() for name in sorted(manifest.files)]
-    state = [
-        _imported().get_version(),
-        hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
-        [(file.st_size, file.st_mtime_ns) for file in files],
-    ]
+    state = [(file.st_size, file.st_mtime_ns) for file in files]
+    text = json.dumps([model, state, (folder / MANIFEST).read_text(encoding="utf-8"), _imported().get_version()])
     try:
-        model = _digest([str(folder.resolve()), *machine])
-        place = default_directory() / "compiled" / f"{model}-{_digest(state)}"
-        if not place.exists():
-            for last in place.parent.glob(f"{model}-*"):
-                shutil.rmtree(last, ignore_errors=True)
+        place = default_directory() / "compiled" / hashlib.sha256(text.encode()).hexdigest()[:24]
+        if not (place / _MODEL).exists():
+            _remove_outdated(place.parent, model)
             place.mkdir(parents=True, exist_ok=True)
+            (place / _MODEL).write_text(model, encoding="utf-8")
     except (OSError, RuntimeError) as error:  # the latter where there is no home
         _log.info("compiled graphs are not kept: %s", error)
         return {}
     return {"CACHE_DIR": str(place), "CACHE_MODE": "OPTIMIZE_SIZE"}
 
 
-def _digest(values: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+def _remove_outdated(places: Path, model: str) -> None:
+    for note in places.glob(f"*/{_MODEL}"):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # another process removes them, too
+            kept = note.read_text(encoding="utf-8")
+            if kept == model or not Path(json.loads(kept)[0]).exists():
+                shutil.rmtree(note.parent, ignore_errors=True)

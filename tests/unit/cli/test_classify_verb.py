@@ -8,13 +8,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from clip.cli.options import PRECISIONS
 from clip.evaluation.zero_shot import ZeroShotClassifier
 from clip.inference.loading import load_for_inference
-from clip.inference.precision import resolved
+from clip.inference.precision import Precision, resolved
 
 Run = Callable[..., Any]
 LABELS = ("owl", "big, old tree", "日本")
@@ -165,6 +166,36 @@ def test_labels_and_templates_from_files(clip_run: Run, model_file: str, picture
     scores = json.loads(outcome.out)["scores"]
     assert [score["label"] for score in scores] == list(expected.labels)
     assert [score["cosine"] for score in scores] == pytest.approx(expected.cosines, abs=1e-5)
+
+
+def test_precisions_are_those_of_the_library() -> None:
+    assert get_args(Precision) == PRECISIONS
+
+
+@pytest.mark.parametrize("asked", ["fp32", "bf16"])
+def test_a_person_who_watches_is_told_what_ran(
+    clip_run: Run, model_file: str, pictures: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    call = ("classify", pictures / "b.png", "--labels", OPTION, "--model", model_file, "--precision", asked)
+    assert clip_run(*call).err == ""  # in a pipe
+    terminal = Terminal()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        assert clip_run(*call, "--device", "cpu").status == 0
+        first = terminal.getvalue().splitlines()[0]
+        clip_run(*call, "--quiet")
+    assert first == f"clip: {model_file}: {asked} by torch on cpu"
+    assert terminal.getvalue().count("by torch") == 1
+
+
+def test_a_precision_that_the_model_cannot_have_is_one_line(clip_run: Run, model_file: str, pictures: Path) -> None:
+    call = ("classify", pictures / "b.png", "--labels", OPTION, "--model", model_file, "--device", "cpu")
+    outcome = clip_run(*call, "--precision", "int8")
+    assert (outcome.status, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+    assert "int8" in outcome.err
+    outcome = clip_run(*call, "--precision", "fp8")
+    assert outcome.status == 2
+    assert "'fp8' is not one of 'auto', 'fp32', 'bf16', 'int8'" in outcome.err
 
 
 def test_an_unknown_model_or_device_is_one_line(clip_run: Run, pictures: Path, model_file: str) -> None:

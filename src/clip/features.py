@@ -10,13 +10,14 @@ Embeddings are NumPy arrays, whatever computed them; torch is imported for model
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,12 +127,14 @@ def encode_images(
         raise ConfigError(f"workers is {workers}; it must be at least 1")
 
     def batches() -> Iterator[Encoded[AnyImage]]:
-        encode = _on_arrays(model, model.encode_image)
-        prepared = _prepared(model, preprocess, sources, workers or _processors(), 2 * batch_size, on_error)
+        form = _form_of(model)
+        prepare = functools.partial(form.prepare, preprocess)
+        prepared = _prepared(prepare, preprocess.size, sources, workers or _processors(), 2 * batch_size, on_error)
         try:
             while batch := list(itertools.islice(prepared, batch_size)):
-                features = encode(np.stack([pixels for _, _, pixels in batch]))
-                yield from _finite([(position, source) for position, source, _ in batch], features, on_error)
+                features = form.compute(model.encode_image, np.stack([pixels for _, _, pixels in batch]))
+                items = [(position, source) for position, source, _ in batch]
+                yield from _finite(items, normalized(features), on_error)
         finally:
             prepared.close()
 
@@ -157,7 +160,7 @@ def encode_texts(
     _check(model, batch_size)
 
     def batches() -> Iterator[Encoded[str]]:
-        encode = _on_arrays(model, model.encode_text)
+        form = _form_of(model)
         numbered = enumerate(texts)
         while window := list(itertools.islice(numbered, _TEXT_WINDOW * batch_size)):
             items, ids = _tokenized(window, model.context_length, truncate, special_words, on_error)
@@ -169,12 +172,12 @@ def encode_texts(
                     f"which gives id {ids.max()}; pass ids of its own to model.encode_text"
                 )
             order = np.argsort(ids.argmax(axis=1), kind="stable")  # the end token is the largest id
-            restored = np.empty((len(items), model.config.embed_dim), np.float32)
+            features = np.empty((len(items), model.config.embed_dim), np.float32)
             for rows in np.split(order, range(batch_size, len(order), batch_size)):
-                restored[rows] = encode(ids[rows])
+                features[rows] = form.compute(model.encode_text, ids[rows])
             for first in range(0, len(items), batch_size):
                 last = first + batch_size
-                yield from _finite(items[first:last], restored[first:last], on_error)
+                yield from _finite(items[first:last], normalized(features[first:last]), on_error)
 
     return batches()
 
@@ -186,19 +189,28 @@ def _check(model: Model, batch_size: int) -> None:
         raise ConfigError("the model is in training mode; call model.eval() before encoding")
 
 
-def _on_arrays(model: Model, encode: Callable[[Any], Any]) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """A tower of the model as a function from a batch to embeddings, both in the memory of the host."""
+class _Form(NamedTuple):
+    """What differs between a model of torch and an exported one; all else is the same for both."""
+
+    prepare: Callable[[Preprocess, Any], NDArray[np.float32]]
+    """Pixels or a PIL image → the preprocessed image."""
+    compute: Callable[[Callable[[Any], Any], NDArray[Any]], NDArray[np.float32]]
+    """A tower and a batch → the features of the batch."""
+
+
+def _form_of(model: Model) -> _Form:
     if isinstance(model, ExportedCLIP):
-        return lambda batch: normalized(encode(batch))
+        return _Form(lambda preprocess, image: preprocess.to_numpy(image), lambda tower, batch: as_array(tower(batch)))
     import torch
 
     device = model.logit_scale.device
 
-    def embed(batch: NDArray[Any]) -> NDArray[np.float32]:
+    def compute(tower: Callable[[Tensor], Tensor], batch: NDArray[Any]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return normalized(as_array(encode(torch.from_numpy(batch).to(device))))
+            return as_array(tower(torch.from_numpy(batch).to(device)))
 
-    return embed
+    # Torch's filter takes files; it is several times as fast as Pillow's, and the process has torch anyway.
+    return _Form(lambda preprocess, image: preprocess(image).numpy(), compute)
 
 
 def _finite(
@@ -227,22 +239,21 @@ def _report(failure: Failure[Any], on_error: OnError | None) -> None:
 
 
 def _prepared(
-    model: Model,
-    preprocess: Preprocess,
+    prepare: Callable[[Any], NDArray[np.float32]],
+    size: int,
     sources: Iterable[AnyImage],
     workers: int,
     ahead: int,
     on_error: OnError | None,
 ) -> Generator[tuple[int, AnyImage, NDArray[np.float32]]]:
     """Position, source and preprocessed image (3, S, S) in order; up to ``ahead`` of them are in work or wait."""
-    convert = _conversion(model, preprocess)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-decode")
     pending: deque[tuple[int, AnyImage, Future[NDArray[np.float32]]]] = deque()
     numbered = enumerate(sources)
     try:
         while True:
             for position, source in itertools.islice(numbered, ahead - len(pending)):
-                pending.append((position, source, pool.submit(_pixels, convert, preprocess.size, source)))
+                pending.append((position, source, pool.submit(_pixels, prepare, size, source)))
             if not pending:
                 return
             position, source, future = pending.popleft()
@@ -256,18 +267,7 @@ def _prepared(
         pool.shutdown(cancel_futures=True)
 
 
-Convert = Callable[[Any], NDArray[np.float32]]
-"""Pixels or a PIL image → the preprocessed image."""
-
-
-def _conversion(model: Model, preprocess: Preprocess) -> Convert:
-    """The fastest way to an array beside this model: for files torch's filter, if the process has torch anyway."""
-    if isinstance(model, ExportedCLIP):
-        return preprocess.to_numpy
-    return lambda image: preprocess(image).numpy()
-
-
-def _pixels(convert: Convert, size: int, source: AnyImage) -> NDArray[np.float32]:
+def _pixels(prepare: Callable[[Any], NDArray[np.float32]], size: int, source: AnyImage) -> NDArray[np.float32]:
     if _is_tensor(source) or (isinstance(source, np.ndarray) and source.dtype.kind == "f"):
         if source.shape != (3, size, size):
             raise ShapeError(
@@ -276,8 +276,8 @@ def _pixels(convert: Convert, size: int, source: AnyImage) -> NDArray[np.float32
             )
         return as_array(source)
     if isinstance(source, Image.Image | np.ndarray):
-        return convert(source)
-    return convert(read_pixels(source, shorter_side=size))
+        return prepare(source)
+    return prepare(read_pixels(source, shorter_side=size))
 
 
 def _processors() -> int:

@@ -188,13 +188,9 @@ def test_a_person_who_watches_is_told_what_ran(
     assert terminal.getvalue().count("by torch") == 1
 
 
-def test_a_precision_that_the_model_cannot_have_is_one_line(clip_run: Run, model_file: str, pictures: Path) -> None:
-    call = ("classify", pictures / "b.png", "--labels", OPTION, "--model", model_file, "--device", "cpu")
-    outcome = clip_run(*call, "--precision", "int8")
-    assert (outcome.status, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
-    assert "int8" in outcome.err
-    outcome = clip_run(*call, "--precision", "fp8")
-    assert outcome.status == 2
+def test_a_precision_that_does_not_exist_is_refused_with_those_that_do(clip_run: Run, model_file: str) -> None:
+    outcome = clip_run("classify", "b.png", "--labels", OPTION, "--model", model_file, "--precision", "fp8")
+    assert (outcome.status, outcome.out) == (2, "")
     assert "'fp8' is not one of 'auto', 'fp32', 'bf16', 'int8'" in outcome.err
 
 

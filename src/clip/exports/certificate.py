@@ -64,6 +64,12 @@ class Certificate:
     pictures: str
     """What was encoded, in words."""
     fidelity: Fidelity
+    """On all pictures and all texts: captions, prompts and bare labels."""
+    same_labels: int
+    """Pictures whose best prompt ("a photo of a cat") is the same by both forms."""
+    captions: int
+    same_finds: int
+    """Captions whose best picture is the same by both forms."""
     image_difference: float
     """Largest absolute difference of any number in any picture's features, as the tower gives them."""
     text_difference: float
@@ -98,11 +104,11 @@ class Inputs:
     images: NDArray[np.float32]
     """(N, 3, S, S), preprocessed."""
     text: NDArray[np.int32]
-    """(M, T) token ids, padded with 0."""
+    """(3 M, T) token ids, padded with 0: M captions, M prompts, M labels."""
 
 
 def inputs_for(config: CLIPConfig, preprocess: Preprocess, pictures: Sequence[ImageSource] | None = None) -> Inputs:
-    """The package's samples, or the pictures given, with the samples' captions and labels as texts.
+    """The package's samples, or the pictures given, and as texts the samples' captions, prompts and labels.
 
     pictures: of more than 256, that many are taken at equal distances. Raises ImageError for what is none.
     """
@@ -121,7 +127,9 @@ def inputs_for(config: CLIPConfig, preprocess: Preprocess, pictures: Sequence[Im
     if not sources:
         raise ClipError("there are no pictures to calibrate and compare with; name a folder that has some")
     images = np.stack([preprocess.to_numpy(read_pixels(source, shorter_side=preprocess.size)) for source in sources])
-    texts = [sample.caption for sample in known] + [f"a photo of a {sample.label}" for sample in known]
+    # Long texts and short ones, for an int8 model knows the ranges of what it has seen.
+    texts = [sample.caption for sample in known]
+    texts += [f"a photo of a {sample.label}" for sample in known] + [sample.label for sample in known]
     text = token_ids(texts, config.context_length, truncate=True, special_words=False)
     if text.max() >= config.vocab_size:  # another tokenizer's model: any ids will do that end where its texts end
         text = _without_words(text, config.vocab_size)
@@ -163,9 +171,18 @@ def certify(
     (images, other_images), (texts, other_texts) = features["image"], features["text"]
     differences = [float(np.abs(one - other).max()) for one, other in features.values()]
     shares = [d / float(np.abs(one).max()) for d, (one, _) in zip(differences, features.values(), strict=True)]
+
+    def fidelity(rows: slice) -> Fidelity:
+        return compare(Embeddings(images, texts[rows]), Embeddings(other_images, other_texts[rows]))
+
+    third = len(texts) // 3
+    by_caption, by_prompt = fidelity(slice(third)), fidelity(slice(third, 2 * third))
     return Certificate(
         pictures=inputs.pictures,
-        fidelity=compare(Embeddings(images, texts), Embeddings(other_images, other_texts)),
+        fidelity=fidelity(slice(None)),
+        same_labels=len(images) - by_prompt.changed_answers,
+        captions=third,
+        same_finds=third - by_caption.changed_finds,
         image_difference=differences[0],
         text_difference=differences[1],
         relative_difference=max(shares),

@@ -81,9 +81,9 @@ class TextTower(nn.Module):
         rows, ends = torch.arange(text.shape[0]), text.argmax(dim=-1)
         y = last.ln_1(x)
         seen = (places <= ends[:, None])[:, None, None]  # (B, 1, 1, L)
-        x = x[rows, ends] + _attention(last, y[rows, ends].unsqueeze(1), y, seen)[:, 0]
+        x = x[rows, ends, None] + _attention(last, y[rows, ends, None], y, seen)  # (B, 1, D)
         x = x + last.mlp(last.ln_2(x))
-        return cast(Tensor, self.ln_final(x) @ self.text_projection)
+        return cast(Tensor, (self.ln_final(x) @ self.text_projection)[:, 0])
 
     def example(self) -> tuple[Tensor, dict[int, Any]]:
         """An input, and the names of its dimensions that may vary."""
@@ -104,7 +104,7 @@ def _vision_transformer(visual: VisionTransformer, image: Tensor) -> Tensor:
     y = last.ln_1(x)
     x = x[:, :1] + _attention(last, y[:, :1], y)  # (B, 1, D), the class token
     x = x + last.mlp(last.ln_2(x))
-    return cast(Tensor, visual.ln_post(x[:, 0]) @ visual.proj)
+    return cast(Tensor, (visual.ln_post(x) @ visual.proj)[:, 0])
 
 
 def _blocks(transformer: Transformer) -> list[ResidualAttentionBlock]:
@@ -155,6 +155,7 @@ def write_onnx(tower: ImageTower | TextTower, path: Path) -> None:
             dynamo=True,
             input_names=[tower.name],
             output_names=[f"{tower.name}_features"],
+            dynamic_shapes=(tower.example()[1],),  # for the names of the dimensions
             verbose=False,
         )
         assert program is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -29,20 +30,28 @@ def in_streams(function: Callable[[Part], Result], parts: Sequence[Part]) -> lis
     """``function`` of each part, side by side, in their order. Nothing is recorded for gradients."""
     if len(parts) == 1:
         return [function(parts[0])]
-    threads = max(1, torch.get_num_threads() // len(parts))
 
     def run(part: Part) -> Result:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)  # of this thread alone
         with torch.no_grad():
             return function(part)
 
-    return list(_pool(len(parts)).map(run, parts))
+    return list(_pool(len(parts), max(1, torch.get_num_threads() // len(parts))).map(run, parts))
 
 
 @functools.lru_cache(maxsize=4)
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="clip-stream")
+def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
+    """Workers with ``threads`` of torch's threads each. Those of all other threads are left as they are."""
+    own = torch.get_num_threads()
+    all_there = threading.Barrier(workers)
+
+    def start() -> None:
+        torch.get_num_threads()  # the first question of a thread takes over the default, the second keeps what was set
+        torch.set_num_threads(threads)
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-stream", initializer=start)
+    list(pool.map(lambda _: all_there.wait(), range(workers)))
+    torch.set_num_threads(own)  # setting it in any thread sets what threads to come begin with
+    return pool
 
 
 if hasattr(os, "register_at_fork"):

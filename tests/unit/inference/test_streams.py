@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -26,6 +27,14 @@ def test_results_come_in_order_and_the_callers_threads_are_left_alone() -> None:
 
     assert in_streams(part, [7, 8]) == [(7, 2, False), (8, 2, False)]
     assert torch.get_num_threads() == 4
+
+
+def test_a_thread_of_others_keeps_all_of_torchs_threads() -> None:
+    torch.set_num_threads(6)
+    in_streams(abs, [1, 2, 3])
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 6
+    assert in_streams(lambda part: torch.get_num_threads(), [1, 2, 3]) == [2, 2, 2]
 
 
 def test_one_part_runs_where_it_is() -> None:

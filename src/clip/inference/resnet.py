@@ -19,7 +19,7 @@ from clip.model import AttentionPool2d, Bottleneck, ModifiedResNet
 
 __all__ = ["PackedResNet"]
 
-_MOST_PIXELS = 8 * 224**2
+_MOST_PIXELS = 4 * 224**2
 """Of the images in one pass. More are no faster, and the maps of the first layers are what takes memory."""
 
 

@@ -25,7 +25,7 @@ _AFTER: dict[Fused, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
 }
 _ROWS = 160
-"""In one pass over a layer: sums are fp32, and those of more rows the allocator gives back and fetches anew each time."""
+"""In one pass over a layer: its sums are fp32, and of more rows the allocator gives them back and fetches them anew."""
 
 
 def has_int8_units() -> bool:

@@ -89,7 +89,7 @@ class Report:
     """FLOP/s of the fastest matrix product by precision, over all threads."""
     measurements: list[Measurement]
     notes: list[str]
-    """What was left out, and why."""
+    """What was left out, and why; what loading warned of."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -299,6 +299,7 @@ def _loaded(
             except ConfigError as error:
                 refusals.append(error)
                 continue
+            notes.extend(note for warning in about["warnings"] if (note := f"{model}: {warning}") not in notes)
             config = CLIPConfig.from_dict(about["config"])
             runtime = (about["engine"], about["precision"], about["device"])
             if (model, *runtime) not in [(form.model, form.engine, form.precision, form.device) for form in forms]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -75,16 +76,22 @@ class _Worker:
         """precision: as for ``load_for_inference``, or "exact", which is what ``clip.load`` gives on a CPU."""
         from clip.inference.loading import load_for_inference, runtime_of
 
-        if precision == "exact":
-            import clip
+        with warnings.catch_warnings(record=True) as caught:  # as of an activation that the file does not tell
+            warnings.simplefilter("always", UserWarning)
+            if precision == "exact":
+                import clip
 
-            self.model, self.preprocess = clip.load(name, device="cpu")
-        else:
-            chosen: Any = precision
-            self.model, self.preprocess = load_for_inference(name, device=device, precision=chosen)
+                self.model, self.preprocess = clip.load(name, device="cpu")
+            else:
+                chosen: Any = precision
+                self.model, self.preprocess = load_for_inference(name, device=device, precision=chosen)
         runtime = runtime_of(self.model)
         about = {"engine": runtime.engine, "precision": runtime.precision, "device": runtime.device}
-        return {**about, "config": self.model.config.to_dict(), "memory_bytes": peak_memory()}
+        return {
+            **about,
+            "config": self.model.config.to_dict(),
+            "warnings": [str(warning.message) for warning in caught],
+        }
 
     def fingerprint(self, name: str) -> str:
         from clip.inference.loading import fingerprint_of

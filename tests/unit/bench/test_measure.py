@@ -151,6 +151,17 @@ def test_another_tokenizer_is_measured_and_not_compared(tmp_path: Path, monkeypa
     assert "trained with another tokenizer" in found.notes[0]
 
 
+def test_what_loading_warns_of_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights.pt"
+    clip.save(random_model(TINY), path, to="openai")
+    state_dict = torch.load(path, weights_only=True)
+    torch.save({f"module.{key}": value for key, value in state_dict.items()}, path)  # of someone's own training
+    monkeypatch.setattr(measuring, "_Process", _InThisProcess)
+    found = measure([path], batch_sizes=[1], precisions=["fp32", "bf16"], rounds=1, seconds=1e-3)
+    assert len(found.measurements) == 2
+    assert len(found.notes) == len([note for note in found.notes if "activation" in note]) == 1
+
+
 class _InThisProcess:
     """The worker without its process."""
 

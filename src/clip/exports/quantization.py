@@ -37,13 +37,13 @@ def text_rows(text: NDArray[np.int32]) -> list[NDArray[Any]]:
 
 
 def quantized(graph: openvino.Model, rows: list[NDArray[Any]]) -> openvino.Model:
-    """The graph with 8-bit weights and activations in most of its products, and all else as it is.
+    """The graph with 8-bit weights and activations in most of its products, 8-bit tokens, and all else as it is.
 
     rows: inputs of batch size 1, which the ranges of the activations are taken from.
     """
     convolutions = [node.get_friendly_name() for node in graph.get_ordered_ops() if _kind(node) == "Convolution"]
     is_resnet = len(convolutions) > _STEM
-    products = {"Convolution"} if is_resnet else {"Convolution", "MatMul"}
+    products = {"Convolution"} if is_resnet else {"Convolution", "MatMul", "Gather"}  # the last: the table of tokens
     others = {_kind(node) for node in graph.get_ops()} - products - {"Parameter", "Result", "Constant"}
     with without_telemetry(), contextlib.redirect_stdout(io.StringIO()):  # it prints progress bars
         nncf = imported("nncf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,13 +25,14 @@ def open_graphs(folder: Path, manifest: Manifest, precision: str) -> tuple[_Grap
     """The image tower, the text tower, and the precision that they run in: that of the folder."""
     if precision == "bf16":
         raise ConfigError("precision bf16: ONNX Runtime has none on CPUs; use auto or fp32, or export for openvino")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingDependencyError(
             "this model was exported for onnxruntime, which is not installed; pip install 'everyclip[onnx]'"
         ) from error
-    onnxruntime.disable_telemetry_events()  # on in its builds for Windows
+    onnxruntime.disable_telemetry_events()  # in its builds for Windows
     image, text = (_Graph(onnxruntime, folder / f"{tower.name}.onnx", tower) for tower in manifest.towers)
     return image, text, manifest.precision
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import json
 import logging
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +33,11 @@ __all__ = ["open_graphs"]
 _log = logging.getLogger(__name__)
 
 _DEVICE = "CPU"
+_CONVERTER = "openvino.tools.ovc"
 _MODEL = "model.json"
 """In each place of the cache: whose compiled graphs lie there, as the folder and the processor."""
+_ESSENTIAL = ("INFERENCE_PRECISION_HINT", "NUM_STREAMS")
+"""Of the properties of a compiled graph; without the others it is slower to start."""
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -47,19 +52,41 @@ def open_graphs(folder: Path, manifest: Manifest, precision: str) -> tuple[_Grap
         _log.info("precision fp32: this processor has no units for bf16, without which it is the slower one")
     # Two streams with half a batch each were 3 % faster at batch 32 and up in bf16, and slower in fp32; a batch of one
     # takes twice as long in them. Both forms in memory would be 200 MB more.
-    properties = {"INFERENCE_PRECISION_HINT": _HINTS[rest], "NUM_STREAMS": "1", **_cache(core, folder, manifest)}
+    properties = {"INFERENCE_PRECISION_HINT": _HINTS[rest], "NUM_STREAMS": "1"}
+    # For each batch size and length it keeps what it prepared, 0.5 MB, up to 5000 times. With 64 texts of all lengths are
+    # no slower.
+    properties |= {"CPU_RUNTIME_CACHE_CAPACITY": "64", **_cache(core, folder, manifest)}
     image, text = (_Graph(core, folder / f"{tower.name}.xml", tower, properties) for tower in manifest.towers)
     return image, text, "int8" if manifest.precision == "int8" else rest
 
 
 def _imported() -> Any:
+    """OpenVINO without its converter, which takes as long to import as all the rest and tells Google Analytics so.
+
+    Whoever asks for ``openvino.convert_model`` later gets it. Raises MissingDependencyError.
+    """
+    if "openvino" in sys.modules and sys.modules["openvino"] is not None:
+        return sys.modules["openvino"]
+    missing: Any = None  # what the import system takes for a module that is not there
+    is_hidden = sys.modules.setdefault(_CONVERTER, missing) is None
     try:
-        import openvino
+        openvino: Any = importlib.import_module("openvino")
     except ImportError as error:
         raise MissingDependencyError(
             "this model was exported for openvino, which is not installed; pip install 'everyclip[openvino]'"
         ) from error
+    finally:
+        if is_hidden:
+            del sys.modules[_CONVERTER]
+    if not hasattr(openvino, "convert_model"):
+        openvino.__getattr__ = _from_converter
     return openvino
+
+
+def _from_converter(name: str) -> Any:
+    if name == "convert_model":
+        return importlib.import_module(_CONVERTER).convert_model
+    raise AttributeError(f"module 'openvino' has no attribute {name!r}")
 
 
 @functools.cache
@@ -92,10 +119,8 @@ class _Graph:
         try:
             compiled = self._core.compile_model(self._path, _DEVICE, self._properties)
         except RuntimeError as error:
-            if "CACHE_DIR" not in self._properties:
-                raise
             _log.info("%s is compiled without a cache: %s", self._path, _first_line(error))
-            properties = {key: value for key, value in self._properties.items() if not key.startswith("CACHE_")}
+            properties = {key: self._properties[key] for key in _ESSENTIAL}
             compiled = self._core.compile_model(self._path, _DEVICE, properties)
         self._tower.check(self._path, [*map(_port, compiled.inputs)], [*map(_port, compiled.outputs)])
         return compiled

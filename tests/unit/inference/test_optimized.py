@@ -191,6 +191,8 @@ def test_what_cannot_be_packed_is_said() -> None:
         optimize_for_inference(CLIP.from_config(VIT).to("meta").eval())
     with pytest.raises(ConfigError, match="precision is 'fp8'; it must be one of"):
         optimize_for_inference(model.eval(), "fp8")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="clip export MODEL FOLDER --to openvino --int8"):
+        optimize_for_inference(model.eval(), "int8")
 
 
 def test_wrong_shapes_are_said() -> None:

@@ -53,8 +53,8 @@ def open_graphs(folder: Path, manifest: Manifest, precision: str) -> tuple[_Grap
     # Two streams with half a batch each were 3 % faster at batch 32 and up in bf16, and slower in fp32; a batch of one
     # takes twice as long in them. Both forms in memory would be 200 MB more.
     properties = {"INFERENCE_PRECISION_HINT": _HINTS[rest], "NUM_STREAMS": "1"}
-    # For each batch size and length it keeps what it prepared, 0.5 MB, up to 5000 times. With 64 texts of all lengths are
-    # no slower.
+    # For each batch size and length it keeps what it prepared, 0.5 MB, up to 5000 times. With 64 of these, texts of all
+    # lengths are as fast.
     properties |= {"CPU_RUNTIME_CACHE_CAPACITY": "64", **_cache(core, folder, manifest)}
     image, text = (_Graph(core, folder / f"{tower.name}.xml", tower, properties) for tower in manifest.towers)
     return image, text, "int8" if manifest.precision == "int8" else rest

@@ -258,6 +258,39 @@ print(sorted({{"torch", "safetensors", "requests"}} & set(sys.modules)))
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
+def test_no_engine_tells_anybody_that_it_is_used(folder: Path, home: Path) -> None:
+    code = f"""
+import os, sys
+for name in ("CI", "TF_BUILD", "JENKINS_URL"):  # where OpenVINO is silent anyway
+    os.environ.pop(name, None)
+told = ("socket.connect", "socket.getaddrinfo", "socket.__new__", "subprocess.Popen", "os.fork")
+calls = []
+sys.addaudithook(lambda event, args: calls.append(event) if event in told else None)
+import numpy as np
+from clip.inference.exported import ExportedCLIP
+ExportedCLIP.open({str(folder)!r}).encode_text(np.ones((1, 3), np.int32))
+print(calls)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+    assert {path.relative_to(home).parts[:2] for path in home.rglob("*") if path.is_file()} <= {(".cache", "clip")}
+
+
+def test_the_converter_of_openvino_is_there_for_who_asks(written: dict[str, Path]) -> None:
+    code = f"""
+import sys
+from clip.inference.exported import ExportedCLIP
+ExportedCLIP.open({str(written["openvino"])!r})
+print("openvino.tools.ovc" in sys.modules)
+from clip.inference.telemetry import without_telemetry
+with without_telemetry():
+    import openvino
+    print(openvino.convert_model.__name__, hasattr(openvino, "surprise"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "convert_model", "False"]
+
+
 # Precision ------------------------------------------------------------------------------------------------------------
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Certificate", "Inputs", "Latency", "certify", "inputs_for"]
 
 TOLERANCE = 1e-4
-"""Of the features of an fp32 export, relative to the largest: ten times what reordered sums change, a tenth of what
-another GELU would."""
+"""Of the features of an fp32 export, relative to the largest: sixty times what reordered sums changed in ViT-B/32, and
+less than GELU by tanh does (1.3e-4), the smallest fault that a converter makes."""
 
 _MOST_PICTURES = 256
 """More would not move the least cosine enough to be worth the wait."""

@@ -28,8 +28,8 @@ def optimize_for_inference(model: CLIP, precision: Precision = "auto") -> Infere
     """The model with its weights packed for the matrix units of this CPU. It takes what CLIP takes and gives the same.
 
     precision: of the matrix products. "fp32": features differ from the model's in rounding alone (1e-6). "bf16":
-        cosines to the model's own are above 0.9999. "auto": bf16 where the processor has units for it, else fp32. "int8" is
-        for exported models, and an error here.
+        cosines to the model's own are above 0.9999. "auto": bf16 where the processor has units for it, else fp32. "int8"
+        is for exported models, and an error here.
     The given model is not changed, and not needed any more. Raises ConfigError for a model on another device or in
     training mode.
     """
@@ -56,8 +56,8 @@ class InferenceCLIP:
         self.precision = resolved(precision)
         if self.precision not in _DTYPES:
             raise ConfigError(
-                f"precision {self.precision} needs the graphs of another engine: write them with 'clip export MODEL FOLDER "
-                f"--to openvino --int8' and load that folder; torch computes in {' and '.join(_DTYPES)}"
+                f"precision {self.precision} needs the graphs of another engine: write them with 'clip export MODEL "
+                f"FOLDER --to openvino --int8' and load that folder; torch computes in {' and '.join(_DTYPES)}"
             )
         dtype = _DTYPES[self.precision]
         self.config = model.config

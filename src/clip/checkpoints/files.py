@@ -28,7 +28,15 @@ from clip.errors import CheckpointError, ConfigError, ConversionError, StateDict
 from clip.model import CLIP, SIZES_IN_ARCHIVES, Activation, CLIPConfig, load_weights
 from clip.preprocess import Preprocess
 
-__all__ = ["Checkpoint", "Format", "fingerprint", "read_checkpoint", "read_licence", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Format",
+    "fingerprint",
+    "moved_into_place",
+    "read_checkpoint",
+    "read_licence",
+    "write_checkpoint",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -363,7 +371,7 @@ def write_checkpoint(
     checkpoint.build()  # what does not fit must not be written
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _moved_into_place(path) as place:
+        with moved_into_place(path) as place:
             if to == "everyclip":
                 _write_own(checkpoint, place, int8_rows)
             elif to == "openai":
@@ -377,7 +385,7 @@ def write_checkpoint(
 
 
 @contextlib.contextmanager
-def _moved_into_place(path: Path) -> Iterator[Path]:
+def moved_into_place(path: Path) -> Iterator[Path]:
     """A place beside ``path`` for a file or folder, renamed to ``path`` if all goes well."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         place = Path(folder) / path.name

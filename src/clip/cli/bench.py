@@ -88,6 +88,8 @@ def command(
 
     if plot is not None:
         _check_plot(plot)
+    for name in models:
+        options.download(session, name)
     with progress(session, "Measuring", lambda: rounds) as bar:
         report = measure(
             models or (() if random else ("pocket",)),

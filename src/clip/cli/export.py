@@ -72,6 +72,7 @@ def command(
     """
     from clip.exports.export import export
 
+    options.download(session, model)
     pictures = None if calibration is None else list(find([calibration], on_problem=say))
     certificate = export(model, output, to, int8=int8, pictures=pictures, min_cosine=min_cosine, activation=activation)
     if as_json:

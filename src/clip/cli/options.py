@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from clip.model import CLIP
     from clip.preprocess import Preprocess
 
-__all__ = ["PRECISIONS", "batch_size", "json_output", "load_for_inference", "load_model", "model_options", "verb"]
+__all__ = [
+    "PRECISIONS",
+    "batch_size",
+    "download",
+    "json_output",
+    "load_for_inference",
+    "load_model",
+    "model_options",
+    "verb",
+]
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 """Those of ``clip.inference.precision``, which imports torch."""
@@ -96,7 +105,7 @@ def load_for_inference(
 
     if not exported.is_exported(name):
         _check_device(device)
-        _download(session, name)
+        download(session, name)
     return loading.load_for_inference(name, device=device, precision=precision)
 
 
@@ -105,7 +114,7 @@ def load_model(session: Session, name: str, device: str | None) -> tuple[CLIP, P
     import clip
 
     _check_device(device)
-    _download(session, name)
+    download(session, name)
     return clip.load(name, device=device)
 
 
@@ -120,7 +129,8 @@ def _check_device(device: str | None) -> None:
         raise ConfigError(f"--device {device!r}: no CUDA device can be used here; use --device cpu")
 
 
-def _download(session: Session, name: str) -> None:
+def download(session: Session, name: str) -> None:
+    """One of OpenAI's models, with a bar, where it is not here yet; nothing for another name."""
     from clip.checkpoints.registry import OPENAI_MODELS
 
     if name in OPENAI_MODELS:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from clip.checkpoints.files import Checkpoint, fingerprint, read_checkpoint
+from clip.checkpoints.files import Checkpoint, fingerprint, moved_into_place, read_checkpoint
 from clip.clip import find
 from clip.errors import CheckpointError, ConfigError, ConversionError, choices
 from clip.exports.certificate import TOLERANCE, Certificate, Inputs, certify, inputs_for
@@ -79,7 +77,8 @@ def export(
     manifest = _manifest(checkpoint, str(source), to, "int8" if int8 else "fp32")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with _moved_into_place(destination) as folder:
+        with moved_into_place(destination) as folder:
+            folder.mkdir()
             _write_towers(model, folder, to, inputs if int8 else None)
             manifest["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
             _write_manifest(folder, manifest)
@@ -175,18 +174,3 @@ def _tokenizer(config: CLIPConfig) -> dict[str, Any] | None:
         "padding_id": 0,
         "merges": "\n".join(" ".join(pair) for pair in tokenizer.bpe_ranks),
     }
-
-
-@contextlib.contextmanager
-def _moved_into_place(destination: Path) -> Iterator[Path]:
-    """A folder beside ``destination``, which takes its name if all goes well."""
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as outer:
-        folder = Path(outer) / destination.name
-        folder.mkdir()
-        yield folder
-        for file in sorted(folder.iterdir()):
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        if destination.exists():
-            raise CheckpointError(f"{destination} has appeared meanwhile; it is left as it is")
-        folder.rename(destination)

@@ -28,8 +28,8 @@ def optimize_for_inference(model: CLIP, precision: Precision = "auto") -> Infere
     """The model with its weights packed for the matrix units of this CPU. It takes what CLIP takes and gives the same.
 
     precision: of the matrix products. "fp32": features differ from the model's in rounding alone (1e-6). "bf16":
-        cosines to the model's own are above 0.9999. "auto": bf16 where the processor has units for it, else fp32. "int8"
-        is for exported models, and an error here.
+        cosines to the model's own are above 0.9999. "auto": bf16 where the processor has units for it, else fp32.
+        "int8" is for exported models, and an error here.
     The given model is not changed, and not needed any more. Raises ConfigError for a model on another device or in
     training mode.
     """

@@ -21,6 +21,10 @@ __all__ = ["PackedTextTransformer", "PackedVisionTransformer"]
 
 _QUICK_GELU = 1.702
 
+_SHORT = 64
+"""Keys up to which torch's bf16 softmax takes twice as long as one in fp32 and two conversions: its rows are shorter than
+two vectors. Above, the conversions cost more."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Norm:
@@ -87,7 +91,7 @@ class _Block:
         scores = torch.bmm(q, k.transpose(1, 2))
         if layout.mask is not None:
             scores += layout.mask
-        attended = torch.bmm(scores.softmax(dim=-1), v).view(layout.count, self.heads, layout.longest, -1)
+        attended = torch.bmm(_softmax(scores), v).view(layout.count, self.heads, layout.longest, -1)
         attended = attended.transpose(1, 2).reshape(layout.count * layout.longest, -1)
         return self.mlp_(x.add_(self.out(layout.rows(attended))))
 
@@ -140,6 +144,13 @@ class _MLP:
     def __call__(self, x: Tensor) -> Tensor:
         """x: (rows, D) fp32 → the same plus what the MLP gives, in place."""
         return x.add_(self.narrow(self.widen(self.norm(x).to(self.dtype))))
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Over the last dimension, in the precision of the scores."""
+    if scores.shape[-1] > _SHORT:
+        return scores.softmax(dim=-1)
+    return scores.float().softmax(dim=-1).to(scores.dtype)
 
 
 def _in_projection(attention: MultiheadAttention) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,8 @@ __all__ = ["PackedTextTransformer", "PackedVisionTransformer"]
 _QUICK_GELU = 1.702
 
 _SHORT = 64
-"""Keys up to which torch's bf16 softmax takes twice as long as one in fp32 and two conversions: its rows are shorter than
-two vectors. Above, the conversions cost more."""
+"""Keys up to which torch's bf16 softmax takes twice as long as one in fp32 with conversions: its rows are shorter
+than two vectors. Above, the conversions cost more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

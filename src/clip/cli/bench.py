@@ -72,7 +72,7 @@ def command(
     plot: str | None,
     as_json: bool,
 ) -> None:
-    """Measure how fast models are on this machine, and what each precision costs.
+    """Measure how fast models are, and what precisions cost.
 
     MODEL is a name from 'clip models', a checkpoint, or a folder that 'clip export' wrote; with neither MODEL nor
     --random it is pocket. Each model in each precision is a process of its own, all are in memory at once, and they

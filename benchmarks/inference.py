@@ -109,6 +109,9 @@ def prepare(folder: Path, models: Sequence[str], files: int) -> None:
     paths = [folder / "pictures" / f"{i:04}.jpg" for i in range(files)]
     for i, path in enumerate(paths):  # as many different ones as are cheap to make
         path.write_bytes(jpeg_of(synthetic_photo(640, 480, rng), 85_000)[0] if i < 64 else paths[i % 64].read_bytes())
+    (folder / "calibration").mkdir()  # like those, and none of them
+    for i in range(PICTURES):
+        (folder / "calibration" / f"{i:04}.jpg").write_bytes(jpeg_of(synthetic_photo(640, 480, rng), 85_000)[0])
     preprocess = clip.preprocess.Preprocess()
     pixels = torch.stack([preprocess(read_image(path)) for path in paths[:PICTURES]])
     np.save(folder / "images.npy", pixels.numpy())
@@ -351,7 +354,8 @@ def export(folder: Path, model: str, form: str, threads: int) -> str:
         return ""
     arguments = ["-m", "clip", "export", str(weights(folder, model)), str(target), "--to", engine]
     arguments += ["--activation", "quick_gelu"]
-    arguments += ["--int8", "--min-cosine", "0"] if precision == "int8" else []  # the table judges the cosine itself
+    if precision == "int8":  # the table judges the cosine itself
+        arguments += ["--int8", "--min-cosine", "0", "--calibration", str(folder / "calibration")]
     done = subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,

@@ -64,7 +64,7 @@ def quantized(graph: openvino.Model, rows: list[NDArray[Any]]) -> openvino.Model
                     # trained model says much.
                     activations_range_estimator_params=nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX,
                     disable_bias_correction=True,  # it fits to these few inputs
-                    # The α of Xiao et al. 2023, equation 4. NNCF's own, 0.95, gives a random ViT-B/32 0.9988, this 0.9998;
+                    # α of Xiao et al. 2023, equation 4. NNCF's own, 0.95, gives a random ViT-B/32 0.9988, this 0.9998;
                     # pocket's texts have 0.9996 with either, and 0.9991 with 0.5.
                     smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=0.7),
                     # NNCF gives the first layer 7 bits for processors without VNNI, whose sums may overflow. Ours comes

@@ -29,6 +29,14 @@ TINY_RESNET = CLIPConfig(
 )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _a_home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Downloads and compiled graphs of tests do not go among the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_one_seed() -> Iterator[None]:
     torch.set_num_threads(1)  # the tests are too small to share, and the machine may be busy

@@ -16,7 +16,8 @@ from clip.exports.certificate import TOLERANCE, Certificate, Inputs, certify, in
 from clip.exports.graphs import ImageTower, TextTower, imported, openvino_graph, write_onnx
 from clip.exports.quantization import image_rows, quantized, text_rows
 from clip.images import ImageSource
-from clip.inference.exported import MANIFEST, ExportedCLIP
+from clip.inference.exported import ExportedCLIP
+from clip.inference.manifest import FORMAT, MANIFEST, VERSION
 from clip.model import CLIP, CLIPConfig
 from clip.simple_tokenizer import END, START, default_tokenizer
 
@@ -35,8 +36,6 @@ LIBRARIES: dict[Engine, tuple[str, ...]] = {
 
 MIN_COSINE = 0.999
 """Of an int8 export. Below, rankings begin to change visibly."""
-
-FORMAT, VERSION = "everyclip-export", 1
 
 
 def export(

@@ -1,0 +1,97 @@
+"""The model of an index: loaded when it is first needed, and only the half of it that is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clip.errors import TextTooLongError
+from clip.features import AnyImage, Encoded, OnError, encode_images, encode_texts
+from clip.inference.loading import fingerprint_of, load_for_inference, runtime_of
+from clip.search.about import About
+
+if TYPE_CHECKING:
+    from clip.inference.loading import Model
+    from clip.inference.precision import Precision
+    from clip.preprocess import Preprocess
+
+__all__ = ["Encoder", "Loader"]
+
+Loader = Callable[[str, str | None, "Precision"], "tuple[Model, Preprocess]"]
+"""``load_for_inference``, or something that does the same and shows a bar meanwhile: name, device, precision."""
+
+
+class Encoder:
+    """Pictures and texts → embeddings of unit norm, by a model that is named and not yet loaded.
+
+    model: what ``load_for_inference`` takes. A path is remembered as an absolute one.
+    """
+
+    def __init__(
+        self, model: str, *, device: str | None = None, precision: Precision = "auto", load: Loader | None = None
+    ) -> None:
+        self.name = os.path.abspath(model) if os.path.exists(model) else model  # noqa: PTH100, PTH110
+        self._device, self._precision = device, precision
+        self._load = load or _load
+
+    @property
+    def is_loaded(self) -> bool:
+        return "_loaded" in self.__dict__
+
+    @cached_property
+    def _loaded(self) -> tuple[Model, Preprocess]:
+        return self._load(self.name, self._device, self._precision)
+
+    @property
+    def model(self) -> Model:
+        return self._loaded[0]
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self._loaded[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights; known without loading the model, but all of its file is read."""
+        return fingerprint_of(self.name)
+
+    @cached_property
+    def about(self) -> About:
+        """What an index of its embeddings says of it. Loads the model."""
+        runtime = runtime_of(self.model)
+        return About(
+            model=self.name,
+            fingerprint=self.fingerprint,
+            embed_dim=self.model.config.embed_dim,
+            preprocess=self.preprocess.to_dict(),
+            engine=runtime.engine,
+            precision=runtime.precision,
+        )
+
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(T, E). Raises TextTooLongError with the text itself in the message."""
+        try:
+            batches = [batch.embeddings for batch in encode_texts(self.model, texts)]
+        except TextTooLongError as error:
+            raise TextTooLongError(f"{error}; a query is searched for as a whole, so shorten it") from error
+        return np.concatenate(batches) if batches else np.empty((0, self.model.config.embed_dim), np.float32)
+
+    def images(self, sources: Iterable[AnyImage], *, on_error: OnError | None = None) -> NDArray[np.float32]:
+        """(N, E) of the pictures that can be read; without ``on_error`` the first that cannot raises its ImageError."""
+        batches = [batch.embeddings for batch in self.encode(sources, on_error=on_error)]
+        return np.concatenate(batches) if batches else np.empty((0, self.model.config.embed_dim), np.float32)
+
+    def encode(
+        self, sources: Iterable[AnyImage], *, batch_size: int = 32, on_error: OnError | None = None
+    ) -> Iterator[Encoded[Any]]:
+        """``features.encode_images`` with this model: files, pixels, or what ``prepare`` made of them."""
+        return encode_images(self.model, self.preprocess, sources, batch_size=batch_size, on_error=on_error)
+
+
+def _load(name: str, device: str | None, precision: Precision) -> tuple[Model, Preprocess]:
+    return load_for_inference(name, device=device, precision=precision)

@@ -11,6 +11,7 @@ ClipError
 ├─ ImageError                also ValueError: unreadable, or larger than the limit
 ├─ ShapeError, ConfigError   also ValueError
 ├─ DataError                 with file and record
+│  └─ IndexNotFoundError     no index has this address
 └─ MissingDependencyError    also ImportError; says which extra to install
 
 Each also inherits the builtin that OpenAI's API raises at that point, so existing ``except`` clauses keep working.
@@ -86,6 +87,10 @@ class ConfigError(ClipError, ValueError):
 
 class DataError(ClipError):
     """A bad record in a file of data."""
+
+
+class IndexNotFoundError(DataError):
+    """There is no index at an address; another reason than one that cannot be read."""
 
 
 class MissingDependencyError(ClipError, ImportError):

@@ -46,14 +46,25 @@ class About:
 
     def check(self, other: About, address: str) -> None:
         """Raises ConfigError if embeddings of ``other`` do not belong into this index."""
-        if other.fingerprint != self.fingerprint:
+        self.check_weights(other.model, other.fingerprint, address)
+        self.check_preprocess(other.preprocess, address)
+
+    def check_weights(self, model: str, fingerprint: str, address: str) -> None:
+        if fingerprint != self.fingerprint:
+            own, theirs = f"weights {self.fingerprint[:12]}", f"weights {fingerprint[:12]}"
+            remedy = f"to change its model, run 'clip index --re-embed --model {model} --into {address}'"
+            if model != self.model:
+                remedy = f"use --model {self.model}; {remedy}"
             raise ConfigError(
-                f"{address} holds embeddings of {self.model} (weights {self.fingerprint[:12]}), not of {other.model} "
-                f"({other.fingerprint[:12]}); use --model {self.model}, or 'clip index --re-embed --model "
-                f"{other.model} --into {address}'"
+                f"{address} holds embeddings of {self.model} ({own}), not of {model} ({theirs}); {remedy}"
             )
-        if other.preprocess != self.preprocess:
+
+    def check_preprocess(self, preprocess: dict[str, Any], address: str) -> None:
+        own = json.loads(json.dumps(self.preprocess))  # tuples are lists in a document
+        theirs = json.loads(json.dumps(preprocess))
+        if own != theirs:
+            differing = ", ".join(sorted(key for key in {*own, *theirs} if own.get(key) != theirs.get(key)))
             raise ConfigError(
-                f"{address} holds pictures preprocessed as {self.preprocess}, not as {other.preprocess}; re-embed it "
-                f"with 'clip index --re-embed --into {address}'"
+                f"{address} holds pictures that were preprocessed in another way ({differing}); "
+                f"run 'clip index --re-embed --into {address}'"
             )

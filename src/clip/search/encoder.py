@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -30,6 +31,7 @@ class Encoder:
     """Pictures and texts → embeddings of unit norm, by a model that is named and not yet loaded.
 
     model: what ``load_for_inference`` takes. A path is remembered as an absolute one.
+    load: does the loading.
     """
 
     def __init__(
@@ -38,6 +40,15 @@ class Encoder:
         self.name = os.path.abspath(model) if os.path.exists(model) else model  # noqa: PTH100, PTH110
         self._device, self._precision = device, precision
         self._load = load or _load
+        self._expected: tuple[About, str] | None = None
+        self._seen = b""
+
+    def expect(self, about: About, address: str, *, seen: bytes = b"") -> None:
+        """From now on a model that does not belong to the index at ``address`` raises ConfigError when it is used.
+
+        seen: what ``seen`` was when it was found to belong; a file that has not changed since is not read again.
+        """
+        self._expected, self._seen = (about, address), seen
 
     @property
     def is_loaded(self) -> bool:
@@ -45,7 +56,28 @@ class Encoder:
 
     @cached_property
     def _loaded(self) -> tuple[Model, Preprocess]:
-        return self._load(self.name, self._device, self._precision)
+        self._check_weights()
+        model, preprocess = self._load(self.name, self._device, self._precision)
+        if self._expected:
+            about, address = self._expected
+            about.check_preprocess(preprocess.to_dict(), address)
+        return model, preprocess
+
+    def _check_weights(self) -> None:
+        if self._expected and not (self._seen and self._seen == self.seen):
+            about, address = self._expected
+            about.check_weights(self.name, self.fingerprint, address)
+
+    @cached_property
+    def seen(self) -> bytes:
+        """What tells that the file of the model is still the same, without reading it; empty if there is no one file."""
+        from clip.clip import find
+
+        path = find(self.name, None)
+        if not path.is_file():
+            return b""
+        state = path.stat()
+        return json.dumps([str(path.resolve()), state.st_size, state.st_mtime_ns]).encode()
 
     @property
     def model(self) -> Model:

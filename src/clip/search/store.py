@@ -178,8 +178,8 @@ class Store(Protocol):
 def open_store(address: str, *, embed_dim: int | None = None) -> Store:
     """The store of an address: a folder, or ``milvus+http://host:19530/name``.
 
-    embed_dim: create the index if there is none, for embeddings of this many numbers; with None that is a DataError,
-    and so is an index of another width.
+    embed_dim: create the index if there is none, for embeddings of this many numbers; with None that is an
+    IndexNotFoundError. An index of another width is a DataError.
     """
     if address.startswith(("milvus+http://", "milvus+https://")):
         from clip.search.milvus_store import MilvusStore

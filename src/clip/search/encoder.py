@@ -70,7 +70,7 @@ class Encoder:
 
     @cached_property
     def seen(self) -> bytes:
-        """What tells that the file of the model is still the same, without reading it; empty if there is no one file."""
+        """What tells that the file of the model is still the same, unread; empty where it is not a single file."""
         from clip.clip import find
 
         path = find(self.name, None)

@@ -73,8 +73,8 @@ class Index:
             document = store.read_document(_ABOUT)
         except IndexNotFoundError:
             document = None
-            if not create:
-                raise
+        if document is None and not create:
+            raise IndexNotFoundError(f"{address}: there is no index; make one with 'clip index FOLDER --into {address}'")
         if document is None:
             encoder = Encoder(model or DEFAULT_MODEL, device=device, precision=precision, load=load)
             about = encoder.about

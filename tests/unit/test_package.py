@@ -86,6 +86,7 @@ RANKS = {
     "preprocess": 1,
     "images": 1,
     "image_headers": 1,
+    "picture_files": 1,
     "simple_tokenizer": 1,
     "checkpoints": 2,
     "clip": 3,

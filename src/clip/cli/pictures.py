@@ -7,15 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["EXTENSIONS", "STDIN", "count", "find", "lines_of_stdin"]
+from clip.picture_files import pictures_in
 
-EXTENSIONS = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".bmp", ".dib"),
-        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
-    }
-)
-"""What is taken from a folder. A file that is named is tried whatever it is called."""
+__all__ = ["STDIN", "count", "find", "lines_of_stdin"]
 
 STDIN = "-"
 
@@ -70,16 +64,7 @@ def _matches(pattern: str) -> Iterator[str]:
 
 
 def _pictures_in(folder: str, on_problem: Callable[[str], None]) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as entries:
-            ordered = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        on_problem(f"{folder}: cannot be read ({error.strerror})")
-        return
-    for entry in ordered:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _pictures_in(entry.path, on_problem)
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():  # noqa: PTH122
-            yield entry.path
+    def on_unreadable(path: str, error: OSError) -> None:
+        on_problem(f"{path}: cannot be read ({error.strerror})")
+
+    return (entry.path for entry in pictures_in(folder, on_unreadable=on_unreadable))

@@ -7,14 +7,18 @@ by name. It knows nothing of models, queries or pictures.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import fnmatch
+import functools
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clip.errors import ConfigError
+from clip.errors import ConfigError, ShapeError, choices
 
 __all__ = [
     "COLUMNS",
@@ -26,6 +30,9 @@ __all__ = [
     "Row",
     "Store",
     "checked_conditions",
+    "checked_embeddings",
+    "checked_queries",
+    "glob_matches",
     "open_store",
 ]
 
@@ -74,8 +81,8 @@ class Condition(NamedTuple):
     column: str
     operator: Operator
     value: str | int | float | bool
-    """"glob" takes a pattern with ``*``, ``?`` and ``[...]`` for the whole of a string; ``*`` also matches ``/``.
-    Strings are compared by code point; a boolean only equals a boolean."""
+    """"glob" takes a pattern with ``*``, ``?`` and ``[...]`` for the whole of a string (``glob_matches``).
+    Strings are compared by code point, paths by their bytes; a boolean only equals a boolean."""
 
 
 class Neighbours(NamedTuple):
@@ -157,10 +164,11 @@ class Store(Protocol):
     def optimize(self) -> None:
         """Makes later searches fast; called once after many changes. Does nothing if it would not help."""
 
-    def replacement(self) -> Store:
-        """An empty index that is to take the place of this one, or what an ended process left of it.
+    def replacement(self, *, embed_dim: int, restart: bool = False) -> Store:
+        """An empty index of this width that is to take the place of this one, or what an ended process left of it.
 
-        Readers see this one until ``take_over`` is called on the other.
+        Readers see this one until ``take_over`` is called on the other. Nothing is copied, documents neither.
+        restart: empty in any case.
         """
 
     def take_over(self) -> None:
@@ -195,6 +203,12 @@ def open_store(address: str, *, embed_dim: int | None = None) -> Store:
 def checked_conditions(conditions: Sequence[Condition]) -> Sequence[Condition]:
     """The conditions. Raises ConfigError for one that can never hold, because its value is of another type."""
     for column, operator, value in conditions:
+        if operator not in get_args(Operator):
+            raise ConfigError(
+                f"{column} {operator} {value!r}: the operators are {choices(operator, get_args(Operator))}"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{column} {operator} {value!r}: no number to compare with")
         kind = COLUMNS.get(column)
         is_text = isinstance(value, str)
         if kind is not None and (is_text != (kind is str) or isinstance(value, bool)):
@@ -202,3 +216,41 @@ def checked_conditions(conditions: Sequence[Condition]) -> Sequence[Condition]:
         if operator == "glob" and not is_text:
             raise ConfigError(f"{column} glob {value!r}: a pattern is text")
     return conditions
+
+
+def checked_embeddings(rows: Sequence[Row], embeddings: NDArray[np.float32], embed_dim: int) -> NDArray[np.float16]:
+    """The embeddings as they are stored. Raises ShapeError unless there are E finite numbers for each row."""
+    if embeddings.shape != (len(rows), embed_dim):
+        raise ShapeError(
+            f"embeddings of shape {embeddings.shape} for {len(rows)} rows; expected ({len(rows)}, {embed_dim})"
+        )
+    with np.errstate(over="ignore"):
+        stored = np.asarray(embeddings).astype(np.float16)
+    finite = np.isfinite(stored).all(axis=1)
+    if not finite.all():
+        raise ShapeError(f"the embedding of {rows[int(np.argmin(finite))].path!r} has numbers that are not finite")
+    return stored
+
+
+def checked_queries(queries: NDArray[np.float32], k: int, embed_dim: int) -> NDArray[np.float32]:
+    """(Q, E) at unit norm. Raises ShapeError unless they are finite and of this width, and ConfigError for k < 1."""
+    if k < 1:
+        raise ConfigError(f"k {k}: must be at least 1")
+    if queries.ndim != 2 or queries.shape[1] != embed_dim:
+        raise ShapeError(f"queries of shape {queries.shape}; expected (Q, {embed_dim})")
+    queries = np.ascontiguousarray(queries, np.float32)
+    if not np.isfinite(queries).all():
+        raise ShapeError("a query has numbers that are not finite")
+    norms = np.linalg.norm(queries, axis=1, keepdims=True)
+    return queries / np.where(norms > 0, norms, np.float32(1))
+
+
+def glob_matches(text: str, pattern: str) -> bool:
+    """Whether all of the text fits the pattern: ``*`` is anything, ``/`` and line ends included, ``?`` one character,
+    ``[a-z]`` and ``[!a-z]`` one of or none of these, ``[*]`` a star. Case counts, on every system."""
+    return _compiled(pattern)(text) is not None
+
+
+@functools.lru_cache
+def _compiled(pattern: str) -> Callable[[str], re.Match[str] | None]:
+    return re.compile(fnmatch.translate(pattern)).match

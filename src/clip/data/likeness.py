@@ -20,6 +20,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ from clip.errors import ImageError
 from clip.image_headers import read_header
 from clip.images import MAX_BYTES, read_pixels
 
-__all__ = ["COLOURS", "Signature", "components", "image_bytes", "signature", "similar_pairs"]
+__all__ = ["COLOURS", "Fields", "Signature", "components", "fields_of", "image_bytes", "signature", "similar_pairs"]
 
 COLOURS = 48
 """Numbers of a signature that are colours: 4 × 4 fields of red, green and blue."""
@@ -70,6 +71,15 @@ class Signature:
     """One colour everywhere: such pictures are not compared."""
 
 
+class Fields(NamedTuple):
+    """The part of a signature that nearly the same pictures have in common."""
+
+    gradients: int
+    colours: NDArray[np.uint8]
+    is_grey: bool
+    is_blank: bool
+
+
 def image_bytes(image: Path | bytes) -> bytes:
     """The bytes of an encoded picture, within the limit of ``clip.images``. Raises ImageError."""
     if isinstance(image, bytes):
@@ -93,18 +103,26 @@ def signature(data: bytes) -> Signature:
     width, height = header.size or (pixels.shape[1], pixels.shape[0])
     if header.orientation >= 5:
         width, height = height, width
-    image = Image.fromarray(pixels)
-    fields = np.asarray(image.resize((32, 32), Image.Resampling.BOX), np.int16)
-    steps = np.diff(np.asarray(image.resize(_GRID, Image.Resampling.BOX).convert("L"), np.int16), axis=1)
+    fields = fields_of(pixels)
     return Signature(
         file=_digest(data),
         # The shape too: the bytes of 2 × 8 and 4 × 4 pixels may be the same.
         pixels=_digest(np.array(pixels.shape, np.int64).tobytes() + pixels.tobytes()),
-        gradients=int.from_bytes(np.packbits(steps > _LEAST_STEP).tobytes(), "big"),
-        colours=fields.reshape(4, 8, 4, 8, 3).mean(axis=(1, 3)).round().astype(np.uint8).reshape(COLOURS),
         width=width,
         height=height,
         format=header.format,
+        **fields._asdict(),
+    )
+
+
+def fields_of(pixels: NDArray[np.uint8]) -> Fields:
+    """Of a picture (H, W, 3) that is decoded already, at whatever size."""
+    image = Image.fromarray(pixels)
+    fields = np.asarray(image.resize((32, 32), Image.Resampling.BOX), np.int16)
+    steps = np.diff(np.asarray(image.resize(_GRID, Image.Resampling.BOX).convert("L"), np.int16), axis=1)
+    return Fields(
+        gradients=int.from_bytes(np.packbits(steps > _LEAST_STEP).tobytes(), "big"),
+        colours=fields.reshape(4, 8, 4, 8, 3).mean(axis=(1, 3)).round().astype(np.uint8).reshape(COLOURS),
         is_grey=bool((fields.max(axis=2) - fields.min(axis=2) <= 1).all()),
         is_blank=bool(fields.reshape(-1, 3).std(axis=0).max() < _FLAT),
     )

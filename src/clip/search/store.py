@@ -242,7 +242,8 @@ def checked_queries(queries: NDArray[np.float32], k: int, embed_dim: int) -> NDA
     if not np.isfinite(queries).all():
         raise ShapeError("a query has numbers that are not finite")
     norms = np.linalg.norm(queries, axis=1, keepdims=True)
-    return queries / np.where(norms > 0, norms, np.float32(1))
+    unit: NDArray[np.float32] = queries / np.where(norms > 0, norms, np.float32(1))
+    return unit
 
 
 def glob_matches(text: str, pattern: str) -> bool:

@@ -182,7 +182,7 @@ def answer(form: Form, folder: Path) -> None:
     query = np.load(folder / "query.npy")
     start = time.perf_counter()
     rows = ask(query, None)
-    print(json.dumps({**seconds, "first": time.perf_counter() - start, "rows": rows}), flush=True)
+    report({**seconds, "first": time.perf_counter() - start, "rows": rows})
 
 
 def ask_many(form: Form, folder: Path) -> None:
@@ -201,7 +201,7 @@ def ask_many(form: Form, folder: Path) -> None:
             rows.append(ask(query, below))
             seconds.append(time.perf_counter() - start)
         result[str(share)] = {"rows": rows, "seconds": statistics.median(seconds)}
-    print(json.dumps(result), flush=True)
+    report(result)
 
 
 # The comparison -------------------------------------------------------------------------------------------------------
@@ -220,24 +220,29 @@ def run(arguments: Sequence[str | Path], variables: dict[str, str]) -> Answer:
     assert process.stdout
     line = process.stdout.readline()
     seconds = time.perf_counter() - begin
-    process.stdout.close()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    memory, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"{' '.join(map(str, arguments))} failed; what it said is above")
-    return Answer(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), json.loads(line))
+    return Answer(seconds, int(memory), json.loads(line))
 
 
-def environment(is_ours: bool) -> dict[str, str]:
-    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"RUST_LOG": "error"}
-    return variables | {"PYTHONPATH": str(SOURCE)} if is_ours else variables
+def report(value: dict[str, Any]) -> None:
+    """What ``run`` reads."""
+    print(json.dumps(value), flush=True)
+    from clip.bench.machine import peak_memory  # of the process itself: that of wait4 begins with what the parent had
+
+    print(peak_memory(), flush=True)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(SOURCE), "RUST_LOG": "error"}
 
 
 def worker(options: argparse.Namespace, role: str, name: str, folder: Path) -> Answer:
     """This script in another process, under the interpreter that has the engine."""
-    is_ours = name.startswith("sqlite")
-    arguments = [sys.executable if is_ours else options.reference_python, __file__, f"--{role}", name, folder]
-    return run([*arguments, "--count", str(options.count), "--vectors", options.vectors], environment(is_ours))
+    python = sys.executable if name.startswith("sqlite") else options.reference_python
+    arguments = [python, __file__, f"--{role}", name, folder, "--count", str(options.count)]
+    return run([*arguments, "--vectors", options.vectors], environment())
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -334,7 +339,7 @@ def main() -> None:
         from vectors import read
 
         store, folder = options.fill
-        print(json.dumps(fill(store, Path(folder), read(options.vectors).pictures[: options.count])), flush=True)
+        report(fill(store, Path(folder), read(options.vectors).pictures[: options.count]))
     elif options.answer:
         answer(FORMS[options.answer[0]], Path(options.answer[1]))
     elif options.ask:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-__all__ = ["EXTENSIONS", "pictures_in"]
+__all__ = ["EXTENSIONS", "is_picture_name", "pictures_in"]
 
 EXTENSIONS = frozenset(
     {
@@ -14,6 +14,11 @@ EXTENSIONS = frozenset(
     }
 )
 """What is taken from a folder. A file that is named is tried whatever it is called."""
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file of this name, or path, is taken from a folder."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122  # pathlib is slow, and changes some names
 
 
 def pictures_in(folder: str, *, on_unreadable: Callable[[str, OSError], None]) -> Iterator[os.DirEntry[str]]:
@@ -32,7 +37,7 @@ def pictures_in(folder: str, *, on_unreadable: Callable[[str, OSError], None]) -
             continue
         elif _is_folder(entry):
             listings.append(_listing(entry.path, on_unreadable))
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122  # pathlib is slow and normalises
+        elif is_picture_name(entry.name):
             try:
                 is_file = entry.is_file()
             except OSError as error:  # a link to itself, or into a folder that is closed to us

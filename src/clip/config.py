@@ -13,9 +13,15 @@ from clip.errors import ConfigError, ModelNotFoundError, StateDictError, choices
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ARCHITECTURES", "Activation", "CLIPConfig", "architecture"]
+__all__ = ["ARCHITECTURES", "INITIAL_LOGIT_BIAS", "SIZES_IN_ARCHIVES", "Activation", "CLIPConfig", "architecture"]
 
 Activation = Literal["quick_gelu", "gelu"]
+
+INITIAL_LOGIT_BIAS = -10.0
+"""Of the sigmoid loss, so that the many wrong pairs of a large batch begin as such (Zhai et al. 2023, section 3.2)."""
+
+SIZES_IN_ARCHIVES = ("input_resolution", "context_length", "vocab_size")
+"""Entries of OpenAI's archives that are no weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,6 @@ from PIL import Image
 
 from clip.errors import ClipError, ConfigError, ImageError, ShapeError, TextTooLongError
 from clip.images import ImageSource, read_pixels
-from clip.inference.exported import ExportedCLIP
 from clip.preprocess import Preprocess
 from clip.simple_tokenizer import token_ids
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
     from clip.inference.loading import Model
+    from clip.inference.numpy_text import NumpyText
 
     AnyImage = ImageSource | Image.Image | NDArray[Any] | Tensor
 else:
@@ -142,7 +142,7 @@ def encode_images(
 
 
 def encode_texts(
-    model: Model,
+    model: Model | NumpyText,
     texts: Iterable[str],
     *,
     batch_size: int = 256,
@@ -182,7 +182,7 @@ def encode_texts(
     return batches()
 
 
-def _check(model: Model, batch_size: int) -> None:
+def _check(model: Model | NumpyText, batch_size: int) -> None:
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     if getattr(model, "training", False):  # batch statistics would make an embedding depend on its neighbours
@@ -190,7 +190,7 @@ def _check(model: Model, batch_size: int) -> None:
 
 
 class _Form(NamedTuple):
-    """What differs between a model of torch and an exported one; all else is the same for both."""
+    """What differs between a model of torch and one of arrays; all else is the same for both."""
 
     prepare: Callable[[Preprocess, Any], NDArray[np.float32]]
     """Pixels or a PIL image → the preprocessed image."""
@@ -198,12 +198,13 @@ class _Form(NamedTuple):
     """A tower and a batch → the features of the batch."""
 
 
-def _form_of(model: Model) -> _Form:
-    if isinstance(model, ExportedCLIP):
+def _form_of(model: Model | NumpyText) -> _Form:
+    scale: object = getattr(model, "logit_scale", None)
+    if not _is_tensor(scale):
         return _Form(lambda preprocess, image: preprocess.to_numpy(image), lambda tower, batch: as_array(tower(batch)))
     import torch
 
-    device = model.logit_scale.device
+    device = scale.device
 
     def compute(tower: Callable[[Tensor], Tensor], batch: NDArray[Any]) -> NDArray[np.float32]:
         with torch.inference_mode():

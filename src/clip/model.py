@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from clip.config import ARCHITECTURES, Activation, CLIPConfig, architecture
+from clip.config import (
+    ARCHITECTURES,
+    INITIAL_LOGIT_BIAS,
+    SIZES_IN_ARCHIVES,
+    Activation,
+    CLIPConfig,
+    architecture,
+)
 from clip.errors import ConfigError, ShapeError, StateDictError
 
 __all__ = [
@@ -48,8 +55,6 @@ __all__ = [
 ]
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
-INITIAL_LOGIT_BIAS = -10.0
-"""Of the sigmoid loss, so that the many wrong pairs of a large batch begin as such (Zhai et al. 2023, section 3.2)."""
 
 
 # Parts shared by the towers -------------------------------------------------------------------------------------------
@@ -744,10 +749,6 @@ class _Undrawn(TorchFunctionMode):
         if func in (Tensor.normal_, nn.init.normal_):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
-
-
-SIZES_IN_ARCHIVES = ("input_resolution", "context_length", "vocab_size")
-"""Entries of OpenAI's archives that are no weights."""
 
 
 def load_weights(config: CLIPConfig, state_dict: Mapping[str, Tensor]) -> CLIP:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from clip.config import INITIAL_LOGIT_BIAS, Activation, CLIPConfig
 from clip.errors import CheckpointError, ConfigError
-from clip.model import INITIAL_LOGIT_BIAS, Activation, CLIPConfig
 from clip.preprocess import Preprocess
 
 __all__ = [

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,7 +21,8 @@ from torch import Tensor
 
 from clip.checkpoints import configs, formats
 from clip.checkpoints.archives import read_archive
-from clip.checkpoints.tags import find_tag
+from clip.checkpoints.description import OWN, SCALE, VERSION, Found, describe, describe_own, read_folder
+from clip.checkpoints.mapped import fingerprint_of_parts
 from clip.errors import CheckpointError, ConfigError, ConversionError, StateDictError, choices
 from clip.model import CLIP, SIZES_IN_ARCHIVES, Activation, CLIPConfig, load_weights
 from clip.preprocess import Preprocess
@@ -42,10 +41,6 @@ logger = logging.getLogger(__name__)
 
 Format = Literal["everyclip", "openai", "openclip", "transformers"]
 
-VERSION = "1"
-"""Of our own format; a reader refuses a later one."""
-_SCALE = "_scale"
-"""Suffix of the per-row factors of a tensor that is stored as int8 rows."""
 _EMA, _STATE_DICT = "state_dict_ema", "state_dict"
 
 
@@ -95,7 +90,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, activation: Activation | No
     """
     path = Path(path)
     try:
-        found = _read_folder(path) if path.is_dir() else _read_file(path)
+        found = read_folder(path, lambda file: _read_file(file).tensors) if path.is_dir() else _read_file(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     checkpoint = _understand(path, found, activation)
@@ -104,32 +99,16 @@ def read_checkpoint(path: str | os.PathLike[str], *, activation: Activation | No
     return checkpoint
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
-    """Tensors under their own names, and what stood beside them."""
-
-    tensors: dict[str, Tensor]
-    kind: str
-    settings: configs.Settings = dataclasses.field(default_factory=configs.Settings)
-    header: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Of a safetensors file."""
-    default_activation: Activation | None = None
-    """What OpenAI's archives and OpenCLIP's training checkpoints mean when nothing else is said."""
-    is_certain: bool = False
-    name: str = ""
-    """What may name a published family: folder, file, or the name of a training run."""
-
-
-def _read_file(path: Path) -> _Found:
+def _read_file(path: Path) -> Found[Tensor]:
     with path.open("rb") as file:
         start = file.read(9)
     if start[:4] == b"PK\x03\x04":
         return _read_zip(path)
     if len(start) == 9 and start[8:] == b"{":
         tensors, header = _read_safetensors(path)
-        if header.get("format") == "everyclip":
-            return _Found(tensors=tensors, header=header, kind="everyclip", name=path.name)
-        return _Found(tensors=tensors, header=header, kind="safetensors", name=path.name)
+        if header.get("format") == OWN:
+            return Found(tensors=tensors, header=header, kind=OWN, name=path.name)
+        return Found(tensors=tensors, header=header, kind="safetensors", name=path.name)
     if start[:1] == b"\x80":
         raise CheckpointError(
             f"{path} is a pickle from before torch 1.6, which is not read; "
@@ -141,13 +120,13 @@ def _read_file(path: Path) -> _Found:
     )
 
 
-def _read_zip(path: Path) -> _Found:
+def _read_zip(path: Path) -> Found[Tensor]:
     archive = read_archive(path)
     content = archive.content
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     if archive.is_torchscript:
-        return _Found(
+        return Found(
             tensors=content,
             kind="TorchScript archive",
             default_activation="quick_gelu",
@@ -168,7 +147,7 @@ def _read_zip(path: Path) -> _Found:
     is_openai = set(SIZES_IN_ARCHIVES) <= tensors.keys()
     if is_openai:
         default = "quick_gelu"
-    return _Found(tensors=tensors, kind=kind, default_activation=default, is_certain=is_openai, name=name)
+    return Found(tensors=tensors, kind=kind, default_activation=default, is_certain=is_openai, name=name)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -184,147 +163,35 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-_OPENCLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_INDEXES = tuple(f"{name}.index.json" for name in _TRANSFORMERS_WEIGHTS)
-
-
-def _read_folder(path: Path) -> _Found:
-    names = {entry.name for entry in path.iterdir()}
-    openclip = next((name for name in (*_OPENCLIP_WEIGHTS, *_TRANSFORMERS_WEIGHTS) if name in names), None)
-    if "open_clip_config.json" in names and openclip:
-        tensors = _read_file(path / openclip).tensors
-        config = configs.read_json(path / "open_clip_config.json")
-        resolution = CLIPConfig.from_state_dict(_to_openai(tensors)).image_resolution
-        settings = configs.read_openclip_config(config, image_resolution=resolution)
-        return _Found(tensors=tensors, kind="OpenCLIP folder", settings=settings, name=path.resolve().name)
-    transformers = next((name for name in (*_TRANSFORMERS_WEIGHTS, *_INDEXES) if name in names), None)
-    if "config.json" in names and transformers:
-        settings = configs.read_transformers_config(configs.read_json(path / "config.json"))
-        if "preprocessor_config.json" in names:
-            values = configs.read_json(path / "preprocessor_config.json")
-            settings = dataclasses.replace(settings, preprocess=configs.read_transformers_preprocessor(values))
-        shards = _shards(path, transformers) if transformers in _INDEXES else [transformers]
-        tensors = {}
-        for shard in shards:
-            tensors |= _read_file(path / shard).tensors
-        return _Found(tensors=tensors, kind="transformers folder", settings=settings, name=path.resolve().name)
-    raise CheckpointError(
-        f"{path} is a folder without a checkpoint; expected is open_clip_config.json with {_OPENCLIP_WEIGHTS[0]}, or "
-        f"config.json with {_TRANSFORMERS_WEIGHTS[0]}; give a single file by its own path"
-    )
-
-
-def _shards(path: Path, index: str) -> list[str]:
-    files = configs.read_json(path / index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise CheckpointError(f"{path / index} has no weight_map of file names")
-    names = sorted(set(files.values()))
-    if any(Path(name).name != name for name in names):
-        raise CheckpointError(f"{path / index} names a file outside its folder")
-    return names
-
-
-def _to_openai(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    stripped = formats.strip_wrappers(tensors)
-    return formats.to_openai(stripped, formats.detect(stripped))
-
-
-def _understand(path: Path, found: _Found, activation: Activation | None) -> Checkpoint:
+def _understand(path: Path, found: Found[Tensor], activation: Activation | None) -> Checkpoint:
     try:
-        if found.kind == "everyclip":
-            return _understand_own(found)
-        stripped = formats.strip_wrappers(found.tensors)
-        layout = formats.detect(stripped)
-        state_dict = formats.to_openai(stripped, layout)
-        inferred = CLIPConfig.from_state_dict(state_dict)
-        chosen, why = _choose_activation(found, layout, inferred, activation)
-        config = dataclasses.replace(
-            inferred,
-            activation=chosen,
-            vision_heads=found.settings.vision_heads or inferred.vision_heads,
-            transformer_heads=found.settings.transformer_heads or inferred.transformer_heads,
-        )
-        preprocess = found.settings.preprocess
-        if preprocess is None:
-            tag = find_tag(found.name)
-            preprocess = Preprocess(size=config.image_resolution, **(tag.preprocess if tag else {}))
-        if preprocess.size != config.image_resolution:
-            raise CheckpointError(
-                f"pictures are prepared with {preprocess.size} pixels a side; the model takes {config.image_resolution}"
-            )
+        if found.kind == OWN:
+            description = describe_own(found.header, found.tensors)
+            state_dict = dict(_dequantised(found.tensors))
+        else:
+            stripped = formats.strip_wrappers(found.tensors)
+            layout = formats.detect(stripped)
+            state_dict = formats.to_openai(stripped, layout)
+            description = describe(found, state_dict, layout, activation)
+            state_dict = {key: value for key, value in state_dict.items() if key not in SIZES_IN_ARCHIVES}
     except (StateDictError, CheckpointError, ConfigError) as error:
         kind = type(error) if isinstance(error, CheckpointError) else CheckpointError
         raise kind(f"{path}: {error}") from error
-    weights = {key: value for key, value in state_dict.items() if key not in SIZES_IN_ARCHIVES}
-    where = f"{found.kind} ({layout} names), {chosen} {why}"
-    return Checkpoint(config=config, state_dict=weights, preprocess=preprocess, source=where)
-
-
-def _choose_activation(
-    found: _Found, layout: str, config: CLIPConfig, activation: Activation | None
-) -> tuple[Activation, str]:
-    if found.settings.activation:
-        said, why = found.settings.activation, "by its configuration"
-    elif found.is_certain and found.default_activation:
-        said, why = found.default_activation, "as in all of OpenAI's models"
-    elif activation is None and (tag := find_tag(found.name)):
-        said, why = tag.activation, f"by the name {found.name!r}"
-    else:
-        said = None
-    if said:
-        if activation not in (None, said):
-            raise CheckpointError(f"activation={activation!r} was asked for, but the model has {said!r} {why}")
-        return said, why
-    if activation:
-        return activation, "as asked for"
-    is_laion = config.vision_heads * 64 != config.vision_width and not config.is_resnet
-    assumed: Activation = "gelu" if layout == "openclip-custom-text" or is_laion else "quick_gelu"
-    assumed = found.default_activation or assumed
-    other = "gelu" if assumed == "quick_gelu" else "quick_gelu"
-    warnings.warn(
-        f"the weights do not tell their activation: {assumed!r} is assumed. OpenAI's models have 'quick_gelu', most of "
-        f"OpenCLIP's 'gelu'; a wrong one costs accuracy without an error. Pass activation={assumed!r} or "
-        f"activation={other!r}",
-        stacklevel=4,
-    )
-    return assumed, "assumed"
-
-
-def _understand_own(found: _Found) -> Checkpoint:
-    header = found.header
-    if header.get("version") != VERSION:
-        raise CheckpointError(f"format version {header.get('version')!r}; this everyclip reads version {VERSION!r}")
-    try:
-        config = CLIPConfig.from_dict(json.loads(header["config"]))
-        preprocess = Preprocess.from_dict(json.loads(header["preprocess"]))
-        training = dict(json.loads(header.get("training", "{}")))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"the header is not that of an everyclip file: {type(error).__name__}: {error}"
-        ) from error
-    state_dict = dict(_dequantised(found.tensors))
-    inferred = CLIPConfig.from_state_dict(state_dict, activation=config.activation)
-    with_heads = dataclasses.replace(
-        inferred, vision_heads=config.vision_heads, transformer_heads=config.transformer_heads
-    )
-    if with_heads != config or preprocess.size != config.image_resolution:
-        raise CheckpointError("the header and the shapes of the weights contradict each other")
     return Checkpoint(
-        config=config,
+        config=description.config,
         state_dict=state_dict,
-        preprocess=preprocess,
-        source=f"everyclip file, {config.activation} by its header",
-        licence=header.get("licence", ""),
-        training=training,
+        preprocess=description.preprocess,
+        source=description.source,
+        licence=description.licence,
+        training=description.training,
     )
 
 
 def _dequantised(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for key, value in tensors.items():
-        if key.endswith(_SCALE) and key.removesuffix(_SCALE) in tensors:
+        if key.endswith(SCALE) and key.removesuffix(SCALE) in tensors:
             continue
-        scale = tensors.get(key + _SCALE)
+        scale = tensors.get(key + SCALE)
         if scale is None:
             yield key, value
         elif value.dtype != torch.int8 or value.ndim != 2 or scale.shape != (len(value), 1):
@@ -400,13 +267,14 @@ def moved_into_place(path: Path) -> Iterator[Path]:
 
 def fingerprint(config: CLIPConfig, state_dict: Mapping[str, Tensor]) -> str:
     """SHA-256 over sizes, names, dtypes and bytes of a model: equal for equal models, whatever file they came from."""
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
-    for key in sorted(state_dict):
-        value = state_dict[key].detach().cpu().contiguous()
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        data: Any = value.reshape(-1).view(torch.uint8).numpy()
-        digest.update(data)
-    return digest.hexdigest()
+
+    def parts() -> Iterator[tuple[str, str, tuple[int, ...], Any]]:
+        for key in sorted(state_dict):
+            value = state_dict[key].detach().cpu().contiguous()
+            dtype = str(value.dtype).removeprefix("torch.")
+            yield key, dtype, tuple(value.shape), value.reshape(-1).view(torch.uint8).numpy()
+
+    return fingerprint_of_parts(config, parts())
 
 
 def _write_own(checkpoint: Checkpoint, path: Path, int8_rows: tuple[str, ...]) -> None:
@@ -414,7 +282,7 @@ def _write_own(checkpoint: Checkpoint, path: Path, int8_rows: tuple[str, ...]) -
     for key, value in checkpoint.state_dict.items():
         if key in int8_rows:
             scale = value.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-            tensors[key + _SCALE] = scale
+            tensors[key + SCALE] = scale
             value = torch.round(value.float() / scale).to(torch.int8)
         tensors[key] = value
     header = {

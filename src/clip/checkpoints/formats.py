@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clip.errors import ConversionError, StateDictError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Entry", "detect", "strip_wrappers", "to_openai", "to_transformers", "transformers_table"]
 
@@ -83,7 +84,11 @@ def transformers_table(vision_layers: int, text_layers: int) -> list[Entry]:
     ]
 
 
-def strip_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+T = TypeVar("T")
+"""A tensor, of torch or of anybody: names are changed, and only transformers' tensors are computed with."""
+
+
+def strip_wrappers(state_dict: Mapping[str, T]) -> dict[str, T]:
     """Without the prefixes that DataParallel, torch.compile and training frameworks put before every name."""
     stripped = dict(state_dict)
     while stripped:
@@ -112,22 +117,27 @@ def detect(keys: Iterable[str]) -> str:
     raise StateDictError(f"not the state dict of a CLIP model: {len(names)} tensors, among them {shown or 'none'}")
 
 
-def to_openai(state_dict: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+def to_openai(state_dict: Mapping[str, T], layout: str) -> dict[str, T]:
     """A state dict of the given layout under OpenAI's keys.
 
+    layout: as ``detect`` tells; tensors of "transformers" must be torch's.
     Raises StateDictError that lists what is missing, or parts that do not fit together.
     """
     # The causal mask of some versions, and the counting numbers of old transformers, are no weights.
     given = {k: v for k, v in state_dict.items() if not k.endswith(("attn_mask", "embeddings.position_ids"))}
     if layout == "openclip-custom-text":
         return {key.removeprefix("text."): value for key, value in given.items()}
-    if layout != "transformers":
-        return given
+    return _from_transformers(given) if layout == "transformers" else given
+
+
+def _from_transformers(given: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
     layers: dict[str, set[str]] = {"vision": set(), "text": set()}
     for key in given:
         if match := _TRANSFORMERS_LAYER.match(key):
             layers[match[1]].add(match[2])
-    result: dict[str, Tensor] = {}
+    result: dict[str, Any] = {}
     missing: list[str] = []
     for entry in transformers_table(len(layers["vision"]), len(layers["text"])):
         absent = [name for name in entry.theirs if name not in given]

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from typing import Any
 
-from clip.model import Activation
+from clip.config import Activation
 
 __all__ = ["Tag", "find_tag"]
 

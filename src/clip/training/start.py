@@ -7,8 +7,9 @@ import dataclasses
 import torch
 from torch import nn
 
+from clip.config import INITIAL_LOGIT_BIAS
 from clip.errors import ModelNotFoundError, choices
-from clip.model import ARCHITECTURES, CLIP, INITIAL_LOGIT_BIAS, CLIPConfig, architecture
+from clip.model import ARCHITECTURES, CLIP, CLIPConfig, architecture
 
 __all__ = ["PRESETS", "fresh_model", "with_logit_bias"]
 

@@ -8,26 +8,37 @@ with clip.Index.open("photos.index", model="pocket", create=True) as index:
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from clip.errors import IndexNotFoundError
+import numpy as np
+from numpy.typing import NDArray
+
+from clip.errors import ConfigError, IndexNotFoundError
+from clip.features import AnyImage
 from clip.search.about import About
+from clip.search.alike import groups
+from clip.search.documents import MODEL_FILE, describe, read_about, read_background, refresh_background
 from clip.search.encoder import Encoder, Loader
-from clip.search.store import Store, open_store
+from clip.search.query import Query, parse
+from clip.search.scoring import Background, probes, score
+from clip.search.store import Condition, Found, Row, Store, open_store
 
 if TYPE_CHECKING:
     from clip.inference.precision import Precision
 
-__all__ = ["DEFAULT_MODEL", "Index", "default_address"]
+__all__ = ["DEFAULT_MODEL", "Hit", "Index", "Results", "default_address"]
 
 DEFAULT_MODEL = "pocket"
 
-_ABOUT, _SEEN = "about", "model-file"
-"""Documents of the store."""
+_CANDIDATES_OF_A_TREE = 1000
+"""Nearest pictures to each part of a query with several terms: what is best for all need not be among the first of
+any."""
 
 
 def default_address() -> str:
@@ -36,6 +47,37 @@ def default_address() -> str:
         return address
     data = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")  # noqa: PTH111, PTH118
     return str(Path(data) / "everyclip" / "index")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """A picture that answers a query."""
+
+    path: str
+    match: float
+    """0…1: the probability that it shows all that was asked for (docs/queries.md)."""
+    similarity: float
+    """−1…1: its cosine to the first term that is wanted."""
+    score: float
+    """What hits are ordered by."""
+    alike: tuple[str, ...]
+    """Paths of near-duplicates that this hit stands for."""
+    row: Row
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """The answer to a query, best first."""
+
+    query: str
+    """As it was understood."""
+    hits: tuple[Hit, ...]
+    reason: str | None
+    """Why there are no hits; None if there are."""
+    considered: int
+    """Pictures that fulfil the conditions."""
+    total: int
+    """Pictures in the index."""
 
 
 class Index:
@@ -70,25 +112,120 @@ class Index:
         address = os.fspath(address) if address is not None else default_address()
         try:
             store = open_store(address)
-            document = store.read_document(_ABOUT)
+            about = read_about(store)
         except IndexNotFoundError:
-            document = None
-        if document is None and not create:
-            raise IndexNotFoundError(f"{address}: there is no index; make one with 'clip index FOLDER --into {address}'")
-        if document is None:
-            encoder = Encoder(model or DEFAULT_MODEL, device=device, precision=precision, load=load)
-            about = encoder.about
-            store = open_store(address, embed_dim=about.embed_dim)
-            store.write_document(_ABOUT, about.to_bytes())
-        else:
-            about = About.from_bytes(document, address)
-            encoder = Encoder(model or about.model, device=device, precision=precision, load=load)
-        encoder.expect(about, address, seen=store.read_document(_SEEN) or b"")
+            about = None
+        if about is None and not create:
+            raise IndexNotFoundError(
+                f"{address}: no index is there; make one with 'clip index FOLDER --into {address}'"
+            )
+        encoder = Encoder(
+            model or (about.model if about else DEFAULT_MODEL), device=device, precision=precision, load=load
+        )
+        if about is None:
+            store = open_store(address, embed_dim=encoder.about.embed_dim)
+            about = describe(store, encoder)
+        encoder.expect(about, address, seen=store.read_document(MODEL_FILE) or b"")
         return cls(store, about, encoder)
+
+    @cached_property
+    def background(self) -> Background:
+        """What the cosines of a query are compared with, as it was when it was first needed."""
+        return read_background(self.store)
+
+    def search(
+        self,
+        query: str = "",
+        *,
+        images: Sequence[AnyImage] = (),
+        k: int = 20,
+        where: Sequence[Condition] = (),
+        min_match: float = 0.0,
+        group: bool = True,
+        exact: bool = False,
+    ) -> Results:
+        """The pictures that answer a query best.
+
+        query: words, or more of the language (docs/queries.md): ``dog AND beach NOT person``, ``+photo.jpg``.
+        images: pictures that are looked for together with the query, as files, bytes or pixels.
+        k: how many hits at most.
+        where: conditions that every hit fulfils. They come first: the k best are taken among the pictures that do.
+        min_match: leave out hits with a smaller probability; then there may be none.
+        group: fold near-duplicates into the best of them.
+        exact: compare with every picture, also where the index is large.
+        Raises ConfigError for a query that is none, ImageError for a picture that cannot be read, ConfigError for
+        another model than that of the index.
+        """
+        if k < 1:
+            raise ConfigError(f"k is {k}; it must be at least 1")
+        if not 0 <= min_match <= 1:
+            raise ConfigError(f"min_match is {min_match}; it is a probability, from 0 to 1")
+        parsed = parse(query, [image if isinstance(image, str) else f"image {i}" for i, image in enumerate(images, 1)])
+        total = self.store.count()
+        considered = self.store.count(where) if where else total
+        hits: list[Hit] = []
+        best: Hit | None = None
+        if considered:
+            embeddings = self._embeddings(parsed, images)
+            candidates = 2 * k if len(parsed.terms) == 1 else max(_CANDIDATES_OF_A_TREE, 10 * k)
+            while True:
+                ranked = self._ranked(parsed, embeddings, candidates, where, considered, exact)
+                best = ranked[0] if ranked else None
+                hits = [hit for hit in ranked if hit.match >= min_match]
+                is_all = candidates >= considered or len(hits) < len(ranked)
+                hits = _grouped(hits) if group else hits
+                if len(hits) >= k or is_all:
+                    break
+                candidates *= 4  # so many near-duplicates that there are fewer groups than asked for
+        reason = None if hits else _reason(total, considered, best, min_match)
+        return Results(query=str(parsed), hits=tuple(hits[:k]), reason=reason, considered=considered, total=total)
+
+    def _embeddings(self, query: Query, images: Sequence[AnyImage]) -> NDArray[np.float32]:
+        """(T, E), of the terms."""
+        named = len(query.images) - len(images)  # those of the language come first
+        nothing = np.empty((0, self.about.embed_dim), np.float32)
+        pictures = [*query.images[:named], *images]
+        return query.arranged(
+            self.encoder.texts(query.texts) if query.texts else nothing,
+            self.encoder.images(pictures) if pictures else nothing,
+        )
+
+    def _ranked(
+        self,
+        query: Query,
+        embeddings: NDArray[np.float32],
+        candidates: int,
+        where: Sequence[Condition],
+        considered: int,
+        exact: bool,
+    ) -> list[Hit]:
+        """The nearest pictures to the parts of the query, in the order of how well they answer the whole."""
+        nearest = self.store.nearest(probes(query, embeddings), min(candidates, considered), where, exact=exact)
+        found: Found = self.store.find(np.unique(np.concatenate([neighbours.ids for neighbours in nearest])))
+        cosines = found.embeddings @ embeddings.T
+        scored = score(query, cosines, self.background.reference(query, embeddings), considered)
+        similarity = cosines[:, query.is_negated.index(False)]
+        return [
+            Hit(
+                path=found.rows[i].path,
+                match=float(scored.matches[i]),
+                similarity=float(similarity[i]),
+                score=float(scored.scores[i]),
+                alike=(),
+                row=found.rows[i],
+            )
+            for i in np.lexsort((found.ids, -similarity, -scored.scores)).tolist()
+        ]
 
     def remove(self, paths: Collection[str]) -> int:
         """Forgets pictures; their files stay. How many of them there were."""
         return self.store.remove(paths)
+
+    def refresh(self) -> None:
+        """Makes later searches fast, and their probabilities right, after many changes. Does nothing after few."""
+        self.store.optimize()
+        refresh_background(self.store)
+        self.__dict__.pop("background", None)
 
     def __len__(self) -> int:
         return self.store.count()
@@ -103,3 +240,20 @@ class Index:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _grouped(hits: list[Hit]) -> list[Hit]:
+    """The best of each group of near-duplicates, with the others in its ``alike``."""
+    return [
+        dataclasses.replace(hits[first], alike=tuple(hits[place].path for place in others))
+        for first, *others in groups([hit.row for hit in hits])
+    ]
+
+
+def _reason(total: int, considered: int, best: Hit | None, min_match: float) -> str:
+    if not total:
+        return "the index is empty"
+    if not considered:
+        return f"none of the {total:,} pictures fulfils the conditions"
+    assert best is not None
+    return f"no picture is likely enough to match: the best, {best.path}, has {best.match:.1%}, below {min_match:.1%}"

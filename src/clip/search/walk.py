@@ -49,14 +49,14 @@ def walk(root: str, *, on_unreadable: Callable[[str, OSError], None]) -> Iterato
 def is_gone(path: str) -> bool:
     """Whether there certainly is no file or link at this path any more. Where it cannot be told, it is not gone.
 
-    A member of an archive is no file of its own; it is gone when the archive is.
+    A member of an archive, or a picture in a table, is no file of its own; it is gone when that file is.
     """
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return True
     except NotADirectoryError:
-        return ".tar/" not in path
+        return not any(f"{suffix}/" in path for suffix in (".tar", ".parquet"))
     except (OSError, ValueError):
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISLNK(mode))

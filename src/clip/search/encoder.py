@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from clip.errors import TextTooLongError
 from clip.features import AnyImage, Encoded, OnError, encode_images, encode_texts
+from clip.inference.exported import is_exported
 from clip.inference.loading import fingerprint_of, load_for_inference, runtime_of
+from clip.inference.numpy_text import NumpyText
 from clip.search.about import About
 
 if TYPE_CHECKING:
@@ -105,13 +107,26 @@ class Encoder:
             precision=runtime.precision,
         )
 
+    @property
+    def _text_model(self) -> Model | NumpyText:
+        """The model, unless it is not loaded and NumPy can read its text tower sooner than torch is imported."""
+        if self.is_loaded or self._device is not None or is_exported(self.name):
+            return self.model
+        return self._text_tower or self.model
+
+    @cached_property
+    def _text_tower(self) -> NumpyText | None:
+        self._check_weights()
+        return NumpyText.open(self.name)
+
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(T, E). Raises TextTooLongError with the text itself in the message."""
+        model = self._text_model
         try:
-            batches = [batch.embeddings for batch in encode_texts(self.model, texts)]
+            batches = [batch.embeddings for batch in encode_texts(model, texts)]
         except TextTooLongError as error:
             raise TextTooLongError(f"{error}; a query is searched for as a whole, so shorten it") from error
-        return np.concatenate(batches) if batches else np.empty((0, self.model.config.embed_dim), np.float32)
+        return np.concatenate(batches) if batches else np.empty((0, model.config.embed_dim), np.float32)
 
     def images(self, sources: Iterable[AnyImage], *, on_error: OnError | None = None) -> NDArray[np.float32]:
         """(N, E) of the pictures that can be read; without ``on_error`` the first that cannot raises its ImageError."""

@@ -25,7 +25,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from clip.errors import ConfigError, DataError
+from clip.errors import ConfigError, DataError, IndexNotFoundError
 from clip.search.nearest import nearest_in_chunks
 from clip.search.store import (
     COLUMNS,
@@ -85,8 +85,8 @@ class SQLiteStore:
         number = _current(folder)
         if number is None:
             if embed_dim is None:
-                raise DataError(
-                    f"{address}: there is no index here; make one with 'clip index FOLDER --into {address}'"
+                raise IndexNotFoundError(
+                    f"{address}: no index is there; make one with 'clip index FOLDER --into {address}'"
                 )
             number = _create(folder, embed_dim)
         while True:

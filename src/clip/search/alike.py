@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +20,14 @@ from numpy.typing import NDArray
 from clip.errors import DataError
 from clip.search.store import Condition, Row, Store
 
-if TYPE_CHECKING:
-    from clip.data.likeness import Signature
-
-__all__ = ["SIGNATURE_BYTES", "Cluster", "clusters", "groups", "signature_bytes"]
+__all__ = ["SIGNATURE_BYTES", "Cluster", "clusters", "groups"]
 
 _DIGEST_BYTES, _GRADIENT_BYTES, _COLOUR_BYTES = 16, 8, 48
 SIGNATURE_BYTES = _GRADIENT_BYTES + _COLOUR_BYTES
 
 _AT_ONCE = 4096  # rows that are read from a store in one call
-# At least as many as likeness allows. Where no two hits are as near, it need not be imported, which takes longer than
-# everything else that is done with them: 65 ms.
+# As many as likeness allows. Where no two of a few hits are as near, it need not be imported, with Pillow: that takes
+# longer than the comparison.
 _NEAR_BITS = 6
 _FEW = 256
 
@@ -43,12 +40,10 @@ class Cluster(NamedTuple):
     others: tuple[Row, ...]
     """In the same order."""
 
-
-def signature_bytes(signature: Signature) -> bytes | None:
-    """``Row.signature``; None of a blank picture, which is not compared."""
-    if signature.is_blank:
-        return None
-    return signature.gradients.to_bytes(_GRADIENT_BYTES, "big") + signature.colours.tobytes()
+    @property
+    def is_same_file(self) -> bool:
+        """Whether all are equal byte for byte; otherwise some only look alike."""
+        return self.keep.digest is not None and all(row.digest == self.keep.digest for row in self.others)
 
 
 def groups(rows: Sequence[Row]) -> list[list[int]]:

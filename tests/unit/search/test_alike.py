@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from clip.data.likeness import signature
 from clip.errors import DataError
 from clip.images import read_image
+from clip.preprocess import Preprocess
 from clip.search import alike
-from clip.search.alike import SIGNATURE_BYTES, clusters, groups, signature_bytes
+from clip.search.alike import SIGNATURE_BYTES, clusters, groups
+from clip.search.items import Item
+from clip.search.prepare import prepare
 from clip.search.store import Condition, Found, Row
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -47,12 +49,12 @@ class Rows:
 
 
 def _row(path: str, image: Image.Image | None, *, digest: int | None = None, **values: int) -> Row:
-    packed = None
+    signature = None
     if image is not None:
         file = io.BytesIO()
         image.save(file, "PNG")
-        packed = signature_bytes(signature(file.getvalue()))
-    return Row(path=path, signature=packed, digest=None if digest is None else digest.to_bytes(16, "big"), **values)
+        signature = prepare(Item(path=path, image=file.getvalue()), Preprocess(size=32)).row.signature
+    return Row(path=path, signature=signature, digest=None if digest is None else digest.to_bytes(16, "big"), **values)
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,14 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from clip.errors import DataError
 from clip.picture_files import is_picture_name
 from clip.search.store import Known, Store
 from clip.search.walk import PictureFile, is_gone, walk
 
-__all__ = ["Changes", "Failed", "Kept", "Report", "Seconds", "find_changes", "read_roots"]
+__all__ = ["Changes", "Failed", "Kept", "Report", "Seconds", "find_changes", "joined", "read_roots", "remember_roots"]
 
 _ROOTS = "roots"
 """A document of the store."""
@@ -91,6 +91,14 @@ class Report:
         """Rows that were written."""
         return self.added + self.changed + self.touched + self.renamed + self.copied
 
+    def include(self, other: Report) -> None:
+        """Counts what another run did as well."""
+        for field in dataclasses.fields(self):
+            if field.name != "seconds":
+                setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        for field in dataclasses.fields(Seconds):
+            setattr(self.seconds, field.name, getattr(self.seconds, field.name) + getattr(other.seconds, field.name))
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON, with the number of failures instead of their list."""
         counts = ("added", "changed", "touched", "renamed", "copied", "removed", "unchanged", "embedded")
@@ -132,13 +140,13 @@ def find_changes(store: Store, roots: Sequence[str] | None = None, *, remove_mis
         chosen = remembered if roots is None else [os.path.abspath(root) for root in roots]  # noqa: PTH100
         everywhere = sorted({*remembered, *chosen})
         away = {} if remove_missing else {root: 0 for root in everywhere if _is_empty(root)}
-        _remember(store, chosen)
+        remember_roots(store, chosen)
         outermost = _outermost(chosen)
         for root in outermost:
             unreadable = _Unreadable(report)
             missing: list[Known] = []
             count = 0
-            for file, row in _joined(walk(root, on_unreadable=unreadable), _rows_of(store, root)):
+            for file, row in joined(walk(root, on_unreadable=unreadable), _rows_of(store, root)):
                 if file is None:
                     assert row is not None
                     missing.append(row)
@@ -183,8 +191,8 @@ def read_roots(store: Store) -> list[str]:
     return roots
 
 
-def _remember(store: Store, roots: Iterable[str]) -> None:
-    """Folders only: a file by itself is looked at when it is named."""
+def remember_roots(store: Store, roots: Iterable[str]) -> None:
+    """Adds to them. Folders only: a file by itself is looked at when it is named."""
     known = read_roots(store)
     new = {root for root in roots if os.path.isdir(root)} - set(known)  # noqa: PTH112
     if new:
@@ -262,16 +270,26 @@ def _rows_of(store: Store, root: str) -> Iterator[Known]:
             yield row
 
 
-def _joined(files: Iterator[PictureFile], rows: Iterator[Known]) -> Iterator[tuple[PictureFile | None, Known | None]]:
-    """Files with the rows of the same paths; both come in order of the bytes of their paths."""
-    file, row = next(files, None), next(rows, None)
-    while file is not None or row is not None:
-        if file is not None and row is not None and file.path == row.path:
-            yield file, row
-            file, row = next(files, None), next(rows, None)
-        elif row is None or (file is not None and os.fsencode(file.path) < os.fsencode(row.path)):
-            yield file, None
-            file = next(files, None)
+class _Named(Protocol):
+    @property
+    def path(self) -> str: ...
+
+
+One = TypeVar("One", bound=_Named)
+Other = TypeVar("Other", bound=_Named)
+
+
+def joined(ones: Iterator[One], others: Iterator[Other]) -> Iterator[tuple[One | None, Other | None]]:
+    """Pairs with the same path, and None beside what is in one stream only. Both are in order of the bytes of their
+    paths, and so are the pairs."""
+    one, other = next(ones, None), next(others, None)
+    while one is not None or other is not None:
+        if one is not None and other is not None and one.path == other.path:
+            yield one, other
+            one, other = next(ones, None), next(others, None)
+        elif other is None or (one is not None and os.fsencode(one.path) < os.fsencode(other.path)):
+            yield one, None
+            one = next(ones, None)
         else:
-            yield None, row
-            row = next(rows, None)
+            yield None, other
+            other = next(others, None)

@@ -1,4 +1,4 @@
-"""Brings an index up to date with folders of pictures, adds pictures of other sources, or changes its model.
+"""Brings an index up to date with folders of pictures, or adds pictures of other sources.
 
     changes = find_changes(store, ["/photos"])         what is new, changed and gone: no file is opened
     report = apply_changes(store, encoder, changes)    reads, decodes, embeds and stores it, a second's work at a time
@@ -26,17 +26,14 @@ from clip.errors import ClipError, DataError, ImageError
 from clip.features import Encoded, Failure, OnError
 from clip.inference.exported import is_exported
 from clip.preprocess import Preprocess
-from clip.search.about import About
 from clip.search.changes import Changes, Failed, Report, find_changes
+from clip.search.documents import read_about
 from clip.search.items import Item
 from clip.search.prepare import Contents, Prepared, prepare, prepare_contents, read_contents
 from clip.search.store import Condition, Known, Row, Store
 from clip.search.walk import is_gone
 
 __all__ = ["ImageEncoder", "add_items", "apply_changes", "update_folders"]
-
-_ABOUT = "about"
-"""A document of the store."""
 
 _STORE_SECONDS, _STORE_ROWS = 1.0, 4096
 """What is embedded is stored when the first of it has waited for so long, or when there is so much."""
@@ -96,8 +93,6 @@ def apply_changes(
             for first in range(0, len(left), _STORE_ROWS):
                 report.removed += store.remove(left[first : first + _STORE_ROWS])
             store.remove([path for path in twins.used if is_gone(path)])
-            if report.stored or report.removed:
-                store.optimize()
     return report
 
 
@@ -117,9 +112,6 @@ def add_items(
     with report.seconds.spent("total"):
         run = _Run(store, encoder, report, batch_size, on_progress, on_failure)
         run.do(run.unknown(items), workers)
-        if report.stored:
-            with report.seconds.spent("storing"):
-                store.optimize()
     return report
 
 
@@ -186,10 +178,10 @@ class _Run:
     ) -> None:
         self._store, self._encoder, self._report = store, encoder, report
         self._batch_size, self._on_progress, self._on_failure = batch_size, on_progress, on_failure
-        document = store.read_document(_ABOUT)
-        if document is None:
+        about = read_about(store)
+        if about is None:
             raise DataError(f"{store.address}: does not say what model it is for; make the index anew")
-        self._preprocess = Preprocess.from_dict(About.from_bytes(document, store.address).preprocess)
+        self._preprocess = Preprocess.from_dict(about.preprocess)
         self._with_torch = not is_exported(encoder.name)
         self.before: dict[str, Known] = {}
         self.twins: _Twins | None = None

@@ -10,7 +10,6 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -154,7 +153,7 @@ def find(name: str | os.PathLike[str], download_root: str | os.PathLike[str] | N
     if text in _MODELS:
         return Path(_download(_MODELS[text], download_root))
     if text == BUNDLED:
-        return Path(str(package_files("clip") / f"{BUNDLED}.safetensors"))
+        return Path(__file__).with_name(f"{BUNDLED}.safetensors")
     if os.path.exists(text):  # noqa: PTH110 (a name may hold a NUL, which pathlib refuses loudly)
         return Path(text)
     from clip.checkpoints.hub import fetch_repository, is_repository_id

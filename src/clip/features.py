@@ -21,19 +21,19 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from clip.errors import ClipError, ConfigError, ImageError, ShapeError, TextTooLongError
-from clip.images import ImageSource, read_pixels
-from clip.preprocess import Preprocess
 from clip.simple_tokenizer import token_ids
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
     from typing_extensions import TypeIs
 
+    from clip.images import ImageSource
     from clip.inference.loading import Model
     from clip.inference.numpy_text import NumpyText
+    from clip.preprocess import Preprocess
 
     AnyImage = ImageSource | Image.Image | NDArray[Any] | Tensor
 else:
@@ -276,6 +276,10 @@ def _pixels(prepare: Callable[[Any], NDArray[np.float32]], size: int, source: An
                 "gives it"
             )
         return as_array(source)
+    from PIL import Image  # decoders, which texts do without
+
+    from clip.images import read_pixels
+
     if isinstance(source, Image.Image | np.ndarray):
         return prepare(source)
     return prepare(read_pixels(source, shorter_side=size))

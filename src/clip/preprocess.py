@@ -3,7 +3,8 @@
 A PIL image takes the exact path, whose every value is that of OpenAI's ``_transform``. An array of decoded pixels, as
 ``clip.images.read_pixels`` gives it, takes the fast path: the same filter in shorter integers, at most one grey level
 away (two, in single pixels, where the picture has to grow). ``to_numpy`` takes the exact path for both and needs no
-torch, which is imported at the first call that gives a tensor.
+torch, which is imported at the first call that gives a tensor; Pillow is at the first that needs it, for a search in
+words only wants to know what the pictures went through.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
-from PIL import Image
 
 from clip.errors import ConfigError, ImageError, ShapeError, choices
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
 __all__ = ["OPENAI_MEAN", "OPENAI_STD", "Preprocess"]
@@ -32,16 +32,19 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 Resize = Literal["shortest", "squash", "longest"]
 Interpolation = Literal["bicubic", "bilinear"]
 
-_PIL_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-
 # A 1 × 100 000 picture, its shorter side resized to 224, would be 5 gigapixels of which 50 000 are kept. Beyond this
 # many pixels only the kept box is computed. Pillow rounds the edges of a box to single precision, so below it, where
 # every real picture lies, the whole is resized and then cropped: the only way to OpenAI's exact values.
 _MAX_RESIZED_PIXELS = 1 << 25
 
-# https://github.com/python-pillow/Pillow/pull/9549: what OpenAI's pipeline gives for pictures more than twice as tall
-# as wide depends on the version of Pillow.
-_PILLOW_MAY_GO_DOWN_FIRST = int(PIL.__version__.split(".")[0]) >= 13
+
+@lru_cache
+def _pillow_may_go_down_first() -> bool:
+    """https://github.com/python-pillow/Pillow/pull/9549: what OpenAI's pipeline gives for pictures more than twice as
+    tall as wide depends on the version of Pillow."""
+    import PIL
+
+    return int(PIL.__version__.split(".")[0]) >= 13
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +103,8 @@ class Preprocess:
         """The image as an array (3, size, size), float32, normalised, without torch: for both kinds of image the values
         that the call gives for a PIL image. Raises what the call raises.
         """
+        from PIL import Image
+
         if isinstance(image, np.ndarray):
             image = Image.fromarray(_checked(image))
         elif not isinstance(image, Image.Image):
@@ -149,11 +154,13 @@ class Preprocess:
 
     def _resize_exactly(self, image: Image.Image) -> NDArray[np.uint8]:
         """(size, size, 3) by Pillow, step by step what torchvision does."""
+        from PIL import Image
+
         if not image.width or not image.height:
             raise ImageError(f"an image of {image.width}×{image.height} has no pixels to resize")
         width, height = self._resized(image.width, image.height)
         left, top = self._offset(width), self._offset(height)
-        resampling = _PIL_FILTERS[self.interpolation]
+        resampling = Image.Resampling[self.interpolation.upper()]
         try:
             if width * height > _MAX_RESIZED_PIXELS:
                 x_scale, y_scale = image.width / width, image.height / height
@@ -183,13 +190,15 @@ class Preprocess:
         height, width = pixels.shape[:2]
         new_width, new_height = self._resized(width, height)
         if new_width * new_height > _MAX_RESIZED_PIXELS:
+            from PIL import Image
+
             return self._resize_exactly(Image.fromarray(pixels))
         # torch wants memory that it may write to and strides that are not negative
         pixels = np.require(pixels, requirements=["C", "W"])
         batch = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # (1, 3, H, W), channels last in memory
         # With channels last torch has vector code for bytes: 7 times the speed of Pillow's filter. Both round between
         # the two directions, so their order shows, by up to 18 levels in noise. Torch goes across first.
-        if _PILLOW_MAY_GO_DOWN_FIRST and height > new_height and height - new_height > 2 * (width - new_width):
+        if _pillow_may_go_down_first() and height > new_height and height - new_height > 2 * (width - new_width):
             batch = F.interpolate(batch, (new_height, width), mode=self.interpolation, antialias=True)
         resized = F.interpolate(batch, (new_height, new_width), mode=self.interpolation, antialias=True)[0]
         if self.resize == "shortest":

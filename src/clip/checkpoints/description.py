@@ -19,7 +19,7 @@ from clip.config import Activation, CLIPConfig
 from clip.errors import CheckpointError
 from clip.preprocess import Preprocess
 
-__all__ = ["OWN", "SCALE", "VERSION", "Description", "Found", "describe", "describe_own", "read_folder"]
+__all__ = ["OWN", "SCALE", "TOKENIZER", "VERSION", "Description", "Found", "describe", "describe_own", "read_folder"]
 
 OWN = "everyclip"
 """Kind of a file in our own format."""
@@ -27,6 +27,9 @@ VERSION = "1"
 """Of our own format; a reader refuses a later one."""
 SCALE = "_scale"
 """Suffix of the per-row factors of a tensor that is stored as int8 rows."""
+
+TOKENIZER = "openai-bpe-49408"
+"""What our own format calls ``SimpleTokenizer`` with OpenAI's vocabulary."""
 
 T = TypeVar("T")
 
@@ -55,6 +58,8 @@ class Description:
     preprocess: Preprocess
     source: str
     """What was found, in words: the format and where the activation comes from."""
+    tokenizer: str | None = None
+    """Which one the model was trained with, where the file says so."""
     licence: str = ""
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -190,6 +195,7 @@ def describe_own(header: Mapping[str, str], state_dict: Mapping[str, Any]) -> De
         config=config,
         preprocess=preprocess,
         source=f"everyclip file, {config.activation} by its header",
+        tokenizer=header.get("tokenizer"),
         licence=header.get("licence", ""),
         training=training,
     )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clip.checkpoints import configs, formats
 from clip.checkpoints.archives import read_archive
-from clip.checkpoints.description import OWN, SCALE, VERSION, Found, describe, describe_own, read_folder
+from clip.checkpoints.description import OWN, SCALE, TOKENIZER, VERSION, Found, describe, describe_own, read_folder
 from clip.checkpoints.mapped import fingerprint_of_parts
 from clip.errors import CheckpointError, ConfigError, ConversionError, StateDictError, choices
 from clip.model import CLIP, SIZES_IN_ARCHIVES, Activation, CLIPConfig, load_weights
@@ -290,7 +290,7 @@ def _write_own(checkpoint: Checkpoint, path: Path, int8_rows: tuple[str, ...]) -
         "version": VERSION,
         "config": json.dumps(checkpoint.config.to_dict()),
         "preprocess": json.dumps(checkpoint.preprocess.to_dict()),
-        "tokenizer": "openai-bpe-49408",
+        "tokenizer": TOKENIZER,
         "licence": checkpoint.licence,
         "fingerprint": fingerprint(checkpoint.config, dict(_dequantised(tensors))),
     }

@@ -8,7 +8,6 @@ damaged file.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import mmap
@@ -92,6 +91,8 @@ def fingerprint_of_parts(config: CLIPConfig, parts: Iterable[tuple[str, str, tup
 
     parts: the dtype by torch's name without ``torch.``, the bytes as an array of any type that is contiguous.
     """
+    import hashlib  # the libraries of OpenSSL, for a query that asks for no fingerprint
+
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
     for key, dtype, shape, contents in parts:
         digest.update(f"{key} torch.{dtype} {shape}\n".encode())

@@ -8,6 +8,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from clip.checkpoints.mapped import map_checkpoint
 from clip.clip import find, load
 from clip.errors import ConfigError
 from clip.inference.exported import ExportedCLIP, is_exported
@@ -110,14 +111,18 @@ def fingerprint_of(
 ) -> str:
     """What identifies the weights of a model, however they are run: the SHA-256 of them in the precision of their file.
 
-    An exported model has that of the model it was made of. All weights are read, at about a gigabyte a second.
+    An exported model has that of the model it was made of. All weights are read, at about a gigabyte a second; torch is
+    imported only for what ``map_checkpoint`` does not read.
     """
     if is_exported(name):
         return read_manifest(name).fingerprint
 
-    from clip.checkpoints.files import fingerprint, read_checkpoint
-
+    path = find(name, download_root)
     with warnings.catch_warnings():  # an assumed activation was told when the model was loaded
         warnings.simplefilter("ignore")
-        checkpoint = read_checkpoint(find(name, download_root), activation=activation)
+        if mapped := map_checkpoint(path, activation=activation):
+            return mapped.fingerprint()
+        from clip.checkpoints.files import fingerprint, read_checkpoint
+
+        checkpoint = read_checkpoint(path, activation=activation)
     return fingerprint(checkpoint.config, checkpoint.state_dict)

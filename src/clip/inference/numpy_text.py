@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clip.checkpoints.description import TOKENIZER
 from clip.checkpoints.mapped import MappedCheckpoint, map_checkpoint
 from clip.clip import BUNDLED, find
 from clip.config import Activation, CLIPConfig
@@ -49,7 +50,9 @@ class NumpyText:
         if name != BUNDLED and not os.path.exists(name):  # noqa: PTH110 (a name may hold a NUL)
             return None
         checkpoint = map_checkpoint(find(name, None), activation=activation)
-        return cls(checkpoint) if checkpoint and _is_whole(checkpoint) else None
+        if checkpoint is None or checkpoint.description.tokenizer not in (TOKENIZER, None):
+            return None
+        return cls(checkpoint) if _is_whole(checkpoint) else None
 
     def encode_text(self, text: NDArray[np.integer[Any]]) -> Array:
         """text: (B, L) token ids, as ``clip.tokenize`` gives them → text features (B, E), of any norm.

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from stores import SIZES, environment, fill, machine_line, number, report, run, say  # the script beside this one
+from stores import SIZES, environment, fill, machine_line, number_of, report, run, say  # the script beside this one
 from vectors import Array, Vectors, exact, read, read_or_make, recall
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def serve_index(folder: Path, vectors: Vectors) -> None:
         return store.nearest(queries, K, conditions)
 
     def numbers(queries: Array, share: float) -> list[list[int]]:
-        return [[number(row.path) for row in store.find(near.ids).rows] for near in ask(queries, share)]
+        return [[number_of(row.path) for row in store.find(near.ids).rows] for near in ask(queries, share)]
 
     serve(vectors.queries, ask, numbers)
 

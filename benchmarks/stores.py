@@ -31,7 +31,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from vectors import Array
+
+    from clip.search.store import Row
 
 # Neither NumPy nor a store is imported up here: how long that takes is measured.
 
@@ -40,6 +44,7 @@ BATCH, K = 10_000, 10
 SIZES = 1_000_000
 """File sizes are even from 0 to here, so that a condition on them has any selectivity."""
 SHARES = (0.01, 0.5)
+DATE = 1_700_000_000_000_000_000
 
 
 class Form(NamedTuple):
@@ -68,34 +73,58 @@ Ask = Callable[["Array", "int | None"], list[int]]
 # Engines: under the interpreter that has them -------------------------------------------------------------------------
 
 
+class Facts(NamedTuple):
+    """What is known of made-up pictures beside their embeddings."""
+
+    sizes: NDArray[np.int64]
+    digests: bytes
+    signatures: bytes
+
+
+def make_facts(count: int) -> Facts:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    return Facts(rng.integers(0, SIZES, count), rng.bytes(16 * count), rng.bytes(56 * count))
+
+
+def path_of(number: int, root: str = "/home/someone/Pictures") -> str:
+    return f"{root}/2026/{number % 12 + 1:02}/IMG_{number:08}.jpg"
+
+
+def number_of(path: str) -> int:
+    return int(path[-12:-4])
+
+
+def rows_of(block: range, facts: Facts, **root: str) -> list[Row]:
+    """Rows of a store of ours."""
+    from clip.search.store import Row
+
+    return [
+        Row(path=path_of(i, **root), size_bytes=int(facts.sizes[i]), modified_ns=DATE + i, width=640, height=480,
+            format="JPEG", digest=facts.digests[16 * i : 16 * i + 16],
+            signature=facts.signatures[56 * i : 56 * i + 56])
+        for i in block
+    ]  # fmt: skip
+
+
+def blocks_of(count: int) -> list[range]:
+    return [range(i, min(i + BATCH, count)) for i in range(0, count, BATCH)]
+
+
 def fill(store: str, folder: Path, pictures: Array) -> dict[str, float]:
     """Seconds to insert, and to build what makes later searches fast."""
     import numpy as np
 
-    rng = np.random.default_rng(0)
-    sizes = rng.integers(0, SIZES, len(pictures))
-    np.save(folder / "sizes.npy", sizes)
-    blocks = [range(i, min(i + BATCH, len(pictures))) for i in range(0, len(pictures), BATCH)]
-    digests, signatures = (rng.bytes(width * len(pictures)) for width in (16, 56))
-
-    def paths(block: range) -> list[str]:
-        return [f"/home/someone/Pictures/2026/{i % 12 + 1:02}/IMG_{i:08}.jpg" for i in block]
-
+    facts, blocks = make_facts(len(pictures)), blocks_of(len(pictures))
+    np.save(folder / "sizes.npy", facts.sizes)
     if store == "sqlite":
-        from clip.search.store import Row, open_store
-
-        def rows(block: range) -> list[Row]:
-            return [
-                Row(path=path, size_bytes=int(sizes[i]), modified_ns=1_700_000_000_000_000_000 + i, width=640,
-                    height=480, format="JPEG", digest=digests[16 * i : 16 * i + 16],
-                    signature=signatures[56 * i : 56 * i + 56])
-                for i, path in zip(block, paths(block), strict=True)
-            ]  # fmt: skip
+        from clip.search.store import open_store
 
         with open_store(str(folder / store), embed_dim=pictures.shape[1]) as opened:
             start = time.perf_counter()
             for block in blocks:
-                opened.add(rows(block), np.ascontiguousarray(pictures[block.start : block.stop]))
+                opened.add(rows_of(block, facts), np.ascontiguousarray(pictures[block.start : block.stop]))
             inserted = time.perf_counter()
             opened.optimize()
             return {"insert": inserted - start, "build": time.perf_counter() - inserted}
@@ -113,11 +142,10 @@ def fill(store: str, folder: Path, pictures: Array) -> dict[str, float]:
     def batch(block: range) -> Any:
         flat = pa.array(np.ascontiguousarray(pictures[block.start : block.stop]).reshape(-1))
         columns = {
-            "path": paths(block), "size_bytes": sizes[block.start : block.stop],
-            "modified_ns": [1_700_000_000_000_000_000 + i for i in block], "width": [640] * len(block),
-            "height": [480] * len(block), "format": ["JPEG"] * len(block),
-            "digest": [digests[16 * i : 16 * i + 16] for i in block],
-            "signature": [signatures[56 * i : 56 * i + 56] for i in block],
+            "path": [path_of(i) for i in block], "size_bytes": facts.sizes[block.start : block.stop],
+            "modified_ns": [DATE + i for i in block], "width": [640] * len(block), "height": [480] * len(block),
+            "format": ["JPEG"] * len(block), "digest": [facts.digests[16 * i : 16 * i + 16] for i in block],
+            "signature": [facts.signatures[56 * i : 56 * i + 56] for i in block],
             "vector": pa.FixedSizeListArray.from_arrays(flat, pictures.shape[1]),
         }  # fmt: skip
         return pa.table(columns, schema=schema)
@@ -148,7 +176,7 @@ def open_form(form: Form, folder: Path, seconds: dict[str, float]) -> Ask:
         def ask(query: Array, below: int | None) -> list[int]:
             conditions = [] if below is None else [Condition("size_bytes", "<", below)]
             (near,) = store.nearest(query[None], K, conditions, exact=bool(form.setting.get("exact")))
-            return [number(row.path) for row in store.find(near.ids).rows]
+            return [number_of(row.path) for row in store.find(near.ids).rows]
     else:
         import lancedb
 
@@ -162,15 +190,10 @@ def open_form(form: Form, folder: Path, seconds: dict[str, float]) -> Ask:
                 search = getattr(search, name)(value)
             if below is not None:
                 search = search.where(f"size_bytes < {below}", prefilter=True)
-            return [number(path) for path in search.to_arrow()["path"].to_pylist()]
+            return [number_of(path) for path in search.to_arrow()["path"].to_pylist()]
 
     seconds |= {"import": imported - start, "open": opened - imported}
     return ask
-
-
-def number(path: str) -> int:
-    """Of the row, which is in the name of its picture."""
-    return int(path[-12:-4])
 
 
 def answer(form: Form, folder: Path) -> None:

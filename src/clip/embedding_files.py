@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from clip.errors import ConfigError, DataError, MissingDependencyError
 from clip.features import Encoded, Failure
 
-__all__ = ["EmbeddingWriter", "StoredEmbeddings", "read_embeddings"]
+__all__ = ["EmbeddingWriter", "StoredEmbeddings", "how_embedded", "read_embeddings", "read_in_batches"]
 
 FORMAT, VERSION = "everyclip-embeddings", 1
 _HEADER_BYTES = 128
@@ -240,6 +241,56 @@ def read_embeddings(path: str | os.PathLike[str]) -> StoredEmbeddings:
         raise DataError(f"{path} has the shape {embeddings.shape}, {sidecar.name} has {len(sources)} rows")
     failures = {entry["source"]: entry["error"] for entry in entries if entry["row"] is None}
     return StoredEmbeddings(embeddings, sources, failures, about)
+
+
+def how_embedded(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """How the embeddings of a .npy or .parquet file were made; empty for a Parquet file of others.
+
+    Raises DataError if the file cannot be read, or is a .npy without its lines.
+    """
+    try:
+        if Path(path).suffix == ".parquet":
+            noted = (_pyarrow().parquet.read_schema(path).metadata or {}).get(FORMAT.encode())
+            return dict(json.loads(noted)) if noted else {}
+        with _beside(Path(path), ".jsonl").open(encoding="utf-8") as lines:
+            about = json.loads(lines.readline())
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise ValueError(f"its first line is no description of {FORMAT}")
+        return about
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: there is no {Path(path).name}.jsonl beside it, which says what its rows are; write it with "
+            "'clip encode', or as a Parquet table with the columns path and embedding"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} and what lies beside it cannot be read: {error}") from error
+
+
+def read_in_batches(
+    path: str | os.PathLike[str], *, batch_size: int
+) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    """What the rows of a .npy file are, and their embeddings (B, E), without ever having all of them in memory.
+
+    Raises DataError if the two files do not belong together.
+    """
+    sidecar = _beside(Path(path), ".jsonl")
+    try:
+        embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
+        with sidecar.open(encoding="utf-8") as lines:
+            about = json.loads(lines.readline())
+            sources = (entry["source"] for line in lines if (entry := json.loads(line))["row"] is not None)
+            if embeddings.ndim != 2 or embeddings.shape[1] != about.get("embed_dim"):
+                raise DataError(f"{path} has the shape {embeddings.shape}, {sidecar.name} is of another")
+            for first in range(0, len(embeddings), batch_size):
+                rows = embeddings[first : first + batch_size]
+                batch = list(itertools.islice(sources, len(rows)))
+                if len(batch) < len(rows):
+                    raise DataError(f"{path} has {len(embeddings)} rows, {sidecar.name} has {first + len(batch)}")
+                yield batch, np.array(rows, np.float32)
+            if next(sources, None) is not None:
+                raise DataError(f"{path} has {len(embeddings)} rows, {sidecar.name} has more")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} and {sidecar.name} cannot be read: {error}") from error
 
 
 def _is_row(line: bytes) -> bool:

@@ -21,7 +21,7 @@ from clip.errors import DataError, MissingDependencyError
 if TYPE_CHECKING:
     from clip.data.records import Source
 
-__all__ = ["ParquetSource", "open_parquet"]
+__all__ = ["ParquetSource", "arrow_library", "open_file", "open_parquet", "records_of"]
 
 _WINDOW_BYTES = 1 << 28
 """Of the row groups whose records the order mixes; twice as many groups are kept, for the change of windows."""
@@ -34,15 +34,9 @@ def open_parquet(address: str, *, image_column: str | None = None, caption_colum
 
     Raises DataError if the files cannot be read, MissingDependencyError without pyarrow.
     """
-    try:
-        import pyarrow as arrow
-        import pyarrow.parquet  # a module of its own
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Parquet needs pyarrow, which is not installed; install it with: pip install 'everyclip[parquet]'"
-        ) from error
+    arrow = arrow_library()
     paths = _paths(address)
-    file = _open(paths[0])
+    file = open_file(paths[0])
     image, captions = required_columns(str(paths[0]), file.schema_arrow.names, image_column, caption_column)
     kind = file.schema_arrow.field(image).type
     is_text = arrow.types.is_string(kind) or arrow.types.is_large_string(kind)
@@ -69,10 +63,21 @@ def _paths(address: str) -> list[Path]:
     return found
 
 
-def _open(path: Path) -> Any:
-    import pyarrow as arrow
-    import pyarrow.parquet
+def arrow_library() -> Any:
+    """pyarrow with its Parquet part. Raises MissingDependencyError, which says how to get it."""
+    try:
+        import pyarrow
+        import pyarrow.parquet  # a module of its own
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Parquet needs pyarrow, which is not installed; install it with: pip install 'everyclip[parquet]'"
+        ) from error
+    return pyarrow
 
+
+def open_file(path: Path) -> Any:
+    """A ``pyarrow.parquet.ParquetFile``. Raises DataError if it is none."""
+    arrow = arrow_library()
     try:
         return arrow.parquet.ParquetFile(path)
     except (OSError, arrow.ArrowException) as error:
@@ -84,8 +89,8 @@ def _path_rows(path: Path, image: str, captions: list[str]) -> Iterator[Row]:
 
     number = 0
     try:
-        for batch in _open(path).iter_batches(columns=[image, *captions]):
-            for record in _records(batch):
+        for batch in open_file(path).iter_batches(columns=[image, *captions]):
+            for record in records_of(batch):
                 number += 1
                 if record is None:
                     yield Row(number, "", (), _NOT_UTF8)
@@ -98,7 +103,7 @@ def _path_rows(path: Path, image: str, captions: list[str]) -> Iterator[Row]:
 _NOT_UTF8 = "has a text that is not UTF-8; write the file again"
 
 
-def _records(table: Any) -> list[dict[str, Any] | None]:
+def records_of(table: Any) -> list[dict[str, Any] | None]:
     """Rows of a table or a batch as Python's values; None for one with a text that is not UTF-8."""
     try:
         return list(table.to_pylist())
@@ -129,7 +134,7 @@ class ParquetSource:
         sizes: list[int] = []
         largest = 1
         for path in paths:
-            metadata = _open(path).metadata
+            metadata = open_file(path).metadata
             before = len(sizes)
             for number in range(metadata.num_row_groups):
                 group = metadata.row_group(number)
@@ -191,8 +196,8 @@ class ParquetSource:
                 return rows
             path, number = self._groups[group]
             try:
-                table = _open(path).read_row_group(number, columns=[self._image, *self._captions])
-                rows = _records(table)
+                table = open_file(path).read_row_group(number, columns=[self._image, *self._captions])
+                rows = records_of(table)
             except (OSError, arrow.ArrowException) as error:
                 name = os.fspath(path)
                 raise DataError(f"{name}: row group {number} cannot be read ({error}); write it again") from error

@@ -32,7 +32,18 @@ from clip.data.tar_index import IMAGE_EXTENSIONS, Member, ShardIndex, read_index
 from clip.errors import DataError, DownloadError
 from clip.images import MAX_BYTES
 
-__all__ = ["ShardSource", "expand", "is_pattern", "is_url", "open_shards", "pack"]
+__all__ = [
+    "ShardSource",
+    "expand",
+    "fetch_once",
+    "index_of",
+    "is_compressed",
+    "is_pattern",
+    "is_url",
+    "open_shards",
+    "pack",
+    "read_member",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -323,13 +334,13 @@ class ShardSource:
             raise DataError(f"has no image; its member must end in one of {', '.join(IMAGE_EXTENSIONS)}")
         label = self._label(members, record, file)
         captions = self._captions(members, record, file, label)
-        return Sample(key=key, image=_read(file, image, MAX_BYTES), captions=captions, label=label)
+        return Sample(key=key, image=read_member(file, image, MAX_BYTES), captions=captions, label=label)
 
     def _label(self, members: ShardIndex, record: int, file: io.FileIO) -> int | None:
         member = members.member(record, "cls")
         if member is None:
             return None
-        text = _read(file, member, _MAX_TEXT)
+        text = read_member(file, member, _MAX_TEXT)
         if not re.fullmatch(rb"\s*[0-9]{1,9}\s*", text):
             raise DataError(f"its class is {text[:20]!r}; a number from 0 on is expected")
         label = int(text)
@@ -346,7 +357,7 @@ class ShardSource:
             return _checked_captions(_json(file, member, ".captions.json"), "its .captions.json")
         if (member := members.member(record, "txt")) is not None:
             try:
-                text = _read(file, member, _MAX_TEXT).decode()
+                text = read_member(file, member, _MAX_TEXT).decode()
             except UnicodeDecodeError as error:
                 raise DataError(f"its caption is not UTF-8 at byte {error.start}; write the shard again") from error
             return _checked_captions(text.splitlines() if self._has_caption_per_line else text, "its .txt")
@@ -392,7 +403,7 @@ class ShardSource:
             if (known := self._indexes.get(shard)) is not None:
                 self._indexes.move_to_end(shard)
                 return known
-        index = _index_of(self._path(shard))
+        index = index_of(self._path(shard))
         with self._lock:
             self._indexes[shard] = index
             while len(self._indexes) > _KEPT_INDEXES:
@@ -400,7 +411,7 @@ class ShardSource:
         return index
 
 
-def _index_of(path: Path) -> ShardIndex:
+def index_of(path: Path) -> ShardIndex:
     """The index of a tar file, which is kept in the cache folder if it took long to read."""
     try:
         status = path.stat()
@@ -420,7 +431,8 @@ def _index_of(path: Path) -> ShardIndex:
     return index
 
 
-def _read(file: io.FileIO, member: Member, limit: int) -> bytes:
+def read_member(file: io.FileIO, member: Member, limit: int) -> bytes:
+    """All of a member's bytes. Raises DataError if there are more than ``limit``, or fewer than its header says."""
     if member.size > limit:
         raise DataError(f"a member has {member.size} bytes; the limit is {limit}")
     file.seek(member.offset)
@@ -438,7 +450,7 @@ def _json(file: io.FileIO, member: Member | None, extension: str) -> Any:
     if member is None:
         raise DataError(f"has no member {extension}")
     try:
-        return json.loads(_read(file, member, _MAX_TEXT))
+        return json.loads(read_member(file, member, _MAX_TEXT))
     except (ValueError, RecursionError) as error:
         raise DataError(f"its {extension} is not JSON ({error}); write the shard again") from error
 

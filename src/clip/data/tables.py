@@ -26,7 +26,9 @@ __all__ = [
     "IMAGE_COLUMNS",
     "Row",
     "TableSource",
+    "bounded_lines",
     "choose_columns",
+    "csv_records",
     "flat",
     "open_table",
     "required_columns",
@@ -214,7 +216,8 @@ def _address_problem(image: str) -> str:
     )
 
 
-def _lines(name: str, text: TextIO) -> Iterator[str]:
+def bounded_lines(name: str, text: TextIO) -> Iterator[str]:
+    """The lines of a file with their ends. Raises DataError for one so long that the file is no table."""
     while line := text.readline(_MAX_LINE + 1):
         if len(line) > _MAX_LINE:
             raise DataError(f"{name}: a line is longer than {_MAX_LINE} characters; it is no table of pairs")
@@ -235,7 +238,7 @@ class _Layout(NamedTuple):
 def _csv_rows(
     name: str, text: TextIO, kind: str, image_column: str | None, caption_column: str | None
 ) -> Iterator[Row]:
-    lines = _lines(name, text)
+    lines = bounded_lines(name, text)
     first = next((line for line in lines if line.strip()), None)
     if first is None:
         raise DataError(f"{name}: is empty; write a header, such as image,caption, and one row for each pair")
@@ -243,7 +246,7 @@ def _csv_rows(
     text.seek(0)
     last_column = max(layout.image, *layout.captions)
     to_skip = layout.has_header
-    for line, cells in _records(name, _lines(name, text), layout.delimiter):
+    for line, cells in csv_records(name, bounded_lines(name, text), layout.delimiter):
         if not cells:  # an empty line
             continue
         if to_skip:
@@ -257,7 +260,7 @@ def _csv_rows(
 def _layout(name: str, first: str, kind: str, image_column: str | None, caption_column: str | None) -> _Layout:
     """The delimiter and columns: those for which the first line makes most sense."""
     delimiters = sorted(_DELIMITERS, key=lambda delimiter: (kind == "tsv") != (delimiter == "\t"))
-    headers = {delimiter: next(_records(name, [first], delimiter), (1, []))[1] for delimiter in delimiters}
+    headers = {delimiter: next(csv_records(name, [first], delimiter), (1, []))[1] for delimiter in delimiters}
 
     def sense(delimiter: str) -> tuple[int, int]:
         image, captions = choose_columns(headers[delimiter], image_column, caption_column)
@@ -273,7 +276,7 @@ def _layout(name: str, first: str, kind: str, image_column: str | None, caption_
     return _Layout(delimiter, header.index(image), [header.index(column) for column in captions], has_header=True)
 
 
-def _records(name: str, lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def csv_records(name: str, lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Line and cells of each record. Raises DataError for a quote without an end, which swallows what follows it."""
     number = 1
     parts: list[str] = []  # the lines of the record at hand
@@ -318,7 +321,7 @@ def _is_closed(parts: list[str], delimiter: str) -> bool:
 
 def _json_rows(name: str, text: TextIO, image_column: str | None, caption_column: str | None) -> Iterator[Row]:
     columns: tuple[str, list[str]] | None = None
-    for number, line in enumerate(_lines(name, text), start=1):
+    for number, line in enumerate(bounded_lines(name, text), start=1):
         if not line.strip():
             continue
         try:

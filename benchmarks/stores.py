@@ -323,7 +323,7 @@ def machine_line() -> str:
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> str:
     values = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-    return f"{statistics.median(values):.1f} ({values[0]:.1f}–{values[-1]:.1f})"
+    return f"**{statistics.median(values):.2f}** ({values[0]:.2f}–{values[-1]:.2f})"
 
 
 def table(result: dict[str, Any]) -> str:

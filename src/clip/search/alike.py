@@ -9,9 +9,10 @@ never called alike.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +46,11 @@ class Cluster(NamedTuple):
         """Whether all are equal byte for byte; otherwise some only look alike."""
         return self.keep.digest is not None and all(row.digest == self.keep.digest for row in self.others)
 
+    @property
+    def freed_bytes(self) -> int:
+        """Of the files of the others, as far as their sizes are known."""
+        return sum(row.size_bytes or 0 for row in self.others)
+
 
 def groups(rows: Sequence[Row]) -> list[list[int]]:
     """Places of rows that belong together; each group, and the first of each, in the order of the rows."""
@@ -57,16 +63,26 @@ def groups(rows: Sequence[Row]) -> list[list[int]]:
     return list(found.values())
 
 
-def clusters(store: Store, conditions: Sequence[Condition] = ()) -> Iterator[Cluster]:
+def clusters(
+    store: Store,
+    conditions: Sequence[Condition] = (),
+    *,
+    same_file: bool = False,
+    on_progress: Callable[[int], object] = lambda count: None,
+) -> Iterator[Cluster]:
     """All clusters among the rows that fulfil all conditions, the largest first.
 
-    Of each row about 90 bytes are remembered meanwhile; the rows of a cluster are read again when its turn comes.
+    The rows are compared at once, and about 90 bytes of each remembered; those of a cluster are read again when its
+    turn comes.
+    same_file: only of files that are equal byte for byte.
+    on_progress: told of so many more rows that were read.
     """
     remembered, ids = _Remembered(), array("q")
     for batch in store.scan(conditions, batch_size=_AT_ONCE):
         ids.extend(batch.ids.tolist())
         for row in batch.rows:
-            remembered.add(row)
+            remembered.add(dataclasses.replace(row, signature=None) if same_file else row)
+        on_progress(len(batch.rows))
     labels = remembered.labels()
     by_label = np.argsort(labels, kind="stable")
     firsts, starts, counts = np.unique(labels[by_label], return_index=True, return_counts=True)
@@ -74,6 +90,10 @@ def clusters(store: Store, conditions: Sequence[Condition] = ()) -> Iterator[Clu
     several = several[np.lexsort((firsts[several], -counts[several]))]
     numbers = np.frombuffer(ids, np.int64)
     wanted = (numbers[by_label[starts[i] : starts[i] + counts[i]]] for i in several.tolist())
+    return _clusters(store, wanted)
+
+
+def _clusters(store: Store, wanted: Iterator[NDArray[np.int64]]) -> Iterator[Cluster]:
     for rows in _read(store, wanted):
         if len(rows) > 1:  # others may have removed some meanwhile
             keep, *others = sorted(rows, key=_worth)

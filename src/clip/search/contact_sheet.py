@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -24,12 +24,13 @@ from clip.errors import ClipError
 from clip.html_page import page, thumbnail
 from clip.images import MAX_BYTES, read_pixels
 from clip.search.alike import Cluster
+from clip.search.query import parse
 from clip.search.store import Row
 
 if TYPE_CHECKING:
     from clip.search.index import Results
 
-__all__ = ["MAX_COPIES", "duplicates_page", "search_page"]
+__all__ = ["MAX_COPIES", "duplicates_page", "facts", "search_page", "size_text"]
 
 MAX_COPIES = 400
 """Pictures of which a page has copies, so that it has some 8 MB at most. Of more it says where they are."""
@@ -53,11 +54,10 @@ class _Picture(NamedTuple):
 _Wanted = tuple[str, int]  # the path of a picture, and the side of its copy
 
 
-def search_page(results: Results, *, query: str, address: str, pictures: Sequence[str] = ()) -> str:
-    """The hits of a query as an HTML page, the best first.
-
-    query: as it was asked. pictures: the files that were asked for with it, shown above the hits.
-    """
+def search_page(results: Results, *, address: str) -> str:
+    """The hits of a query as an HTML page, the best first; the pictures of the query stand above them."""
+    query = parse(results.query)
+    pictures = query.images
     wanted = [(path, _SMALL_SIDE) for path in pictures]
     wanted += [(hit.path, _SIDE) for hit in results.hits]
     wanted += [(path, _SMALL_SIDE) for hit in results.hits for path in hit.alike[:_MAX_SMALL]]
@@ -67,16 +67,16 @@ def search_page(results: Results, *, query: str, address: str, pictures: Sequenc
             "picture": shown[hit.path, _SIDE],
             "match": hit.match,
             "similarity": hit.similarity,
-            "facts": _facts(hit.row),
+            "facts": facts(hit.row),
             "count": len(hit.alike),
             "alike": [shown[path, _SMALL_SIDE] for path in hit.alike[:_MAX_SMALL]],
-            "names": [printable(path) for path in hit.alike[_MAX_SMALL:_MAX_NAMES]],
+            "names": [_readable(path) for path in hit.alike[_MAX_SMALL:_MAX_NAMES]],
             "not_named": max(0, len(hit.alike) - _MAX_NAMES),
         }
         for hit in results.hits
     ]
     return page(
-        printable(query) or "Pictures like these",
+        _readable(results.query),
         _MACROS + _SEARCH,
         look=Markup(_LOOK),
         hits=hits,
@@ -84,7 +84,7 @@ def search_page(results: Results, *, query: str, address: str, pictures: Sequenc
         reason=results.reason,
         considered=results.considered,
         total=results.total,
-        address=printable(address),
+        address=_readable(address),
     )
 
 
@@ -95,7 +95,7 @@ def duplicates_page(clusters: Iterable[Cluster], *, address: str, most_clusters:
     for cluster in clusters:
         counted += 1
         others += len(cluster.others)
-        freed += _bytes_of(cluster.others)
+        freed += cluster.freed_bytes
         if len(first) < most_clusters:
             first.append(cluster)
     rows = [(cluster.keep, *cluster.others[: _MAX_NAMES - 1]) for cluster in first]
@@ -108,47 +108,44 @@ def duplicates_page(clusters: Iterable[Cluster], *, address: str, most_clusters:
             {
                 "count": 1 + len(cluster.others),
                 "is_same_file": cluster.is_same_file,
-                "freed": _size(_bytes_of(cluster.others)),
-                "members": [(shown[row.path, _SIDE], _facts(row)) for row in members],
+                "freed": size_text(cluster.freed_bytes),
+                "members": [(shown[row.path, _SIDE], facts(row)) for row in members],
                 "not_shown": 1 + len(cluster.others) - len(members),
             }
             for cluster, members in zip(first, rows, strict=True)
         ],
         counted=counted,
         others=others,
-        freed=_size(freed),
-        address=printable(address),
+        freed=size_text(freed),
+        address=_readable(address),
     )
 
 
-def printable(text: str) -> str:
+def _readable(text: str) -> str:
     """The text with bytes that are not UTF-8 as ``\\xff``, and no control characters, which a name may hold."""
     readable = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in readable)
 
 
-def _bytes_of(rows: Iterable[Row]) -> int:
-    return sum(row.size_bytes or 0 for row in rows)
-
-
-def _facts(row: Row) -> list[str]:
+def facts(row: Row) -> list[str]:
     """What is known of a file, in a few words."""
-    facts = []
+    known = []
     if row.width and row.height:
-        facts.append(f"{row.width} × {row.height}")
+        known.append(f"{row.width} × {row.height}")
     if row.format:
-        facts.append(printable(row.format))
+        known.append(_readable(row.format))
     if row.size_bytes is not None:
-        facts.append(_size(row.size_bytes))
+        known.append(size_text(row.size_bytes))
     if row.modified_ns is not None:
         try:
-            facts.append(datetime.fromtimestamp(row.modified_ns / 1e9).strftime("%Y-%m-%d"))
+            known.append(datetime.fromtimestamp(row.modified_ns / 1e9).strftime("%Y-%m-%d"))
         except (OverflowError, OSError, ValueError):  # a time that no calendar has
-            facts.append("no date")
-    return facts
+            known.append("no date")
+    return known
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes in powers of a thousand: "22 kB"."""
     if count < 1000:
         return f"{count} bytes"
     size = float(count)
@@ -172,7 +169,7 @@ def _pictures(wanted: Iterable[_Wanted]) -> Mapping[_Wanted, _Picture]:
 
 def _named(wanted: _Wanted, problem: str = "not copied") -> _Picture:
     folder, name = os.path.split(wanted[0])
-    return _Picture(printable(name or wanted[0]), printable(folder), None, None, problem)
+    return _Picture(_readable(name or wanted[0]), _readable(folder), None, None, problem)
 
 
 def _copied(wanted: _Wanted) -> _Picture:

@@ -165,7 +165,7 @@ def _metadata(name: str, sign: str, value: str | float | bool) -> str | None:
         if not abs(value) < _GREATEST:
             return f"exists {field}" if _COMPARE[sign](0, value) else None
         literal = repr(_number(value))
-    return f"exists {field} and {field} {_SIGNS[sign]} {literal}"
+    return f"(exists {field}) and ({field} {_SIGNS[sign]} {literal})"  # "exists" binds less than "and"
 
 
 def _like(field: str, pattern: str, spell: Callable[[str], str]) -> str:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
@@ -70,9 +71,15 @@ _LISTS, _PROBED = 1024, 64
 _MARGIN = 32
 """Neighbours asked for beyond k: the server ranks them by 8 bits, and not in our order where cosines are equal."""
 
+_REMEDIES = {
+    100: "the index was removed, or replaced by another; open it again",
+    101: "another process makes an index of its vectors; try again when that has ended",
+}
+"""By Milvus's codes of errors: a collection that is not there, and one that is not loaded."""
+
 _KNOWN = ("path", "size_bytes", "modified_ns", "digest")
 _ROW = (*_KNOWN, "width", "height", "format", "signature", "metadata")
-_FIELDS = {*_ROW, "id", "facets", "embedding"}
+_FIELDS = {*_ROW, "row_id", "facets", "embedding"}
 
 
 class _Address(NamedTuple):
@@ -110,9 +117,8 @@ class MilvusStore:
                     )
                 generation = 1
                 _make(address, client, f"{name}__g1", embed_dim)
-                with _translated(address):
-                    if not client.has_collection(name, timeout=_PATIENCE_SECONDS):
-                        client.create_alias(f"{name}__g1", name, timeout=_PATIENCE_SECONDS)
+                point = functools.partial(client.create_alias, f"{name}__g1", name, timeout=_PATIENCE_SECONDS)
+                _make_once(address, client, name, point)
             store = cls(address, client, generation)
             if embed_dim not in (None, store.embed_dim):
                 raise DataError(f"{address} holds embeddings of {store.embed_dim} numbers, not of {embed_dim}")
@@ -126,7 +132,7 @@ class MilvusStore:
         if set(fields) != _FIELDS:
             raise DataError(f"{self.address}: is a collection of another program or version; take another name")
         if "embedding" not in self._ask("list_indexes", self._rows):  # a process ended while it made another
-            _make_index(self.address, self._client, self._rows, "FLAT")
+            _make_index(self.address, self._client, self._rows, "embedding", "FLAT", metric_type="IP")
         self._ask("load_collection", self._rows)
         return int(fields["embedding"]["params"]["dim"])
 
@@ -289,25 +295,25 @@ class MilvusStore:
             anns_field="embedding",
             limit=limit,
             filter=where.expression,
-            output_fields=["id", "embedding", *columns],
+            output_fields=["row_id", "embedding", *columns],
             search_params={"metric_type": "IP", "params": {"nprobe": probed}},
         )
         return list(answer)
 
     def _ranked(self, hits: Sequence[Any], query: NDArray[np.float32], k: int, where: Filter) -> Neighbours:
-        entities = [{**hit["entity"], "path": hit["path"]} for hit in hits]
+        entities = [hit["entity"] for hit in hits]
         if where.rest:
             entities = [entity for entity in entities if fulfils(_row(entity), where.rest)]
-        entities.sort(key=lambda entity: int(entity["id"]))
-        ids = np.array([entity["id"] for entity in entities], np.int64)
+        entities.sort(key=lambda entity: int(entity["row_id"]))
+        ids = np.array([entity["row_id"] for entity in entities], np.int64)
         return nearest_in_chunks([(ids, self._embeddings(entities))], query[None], k)[0]
 
     def find(self, ids: NDArray[np.int64] | Sequence[int]) -> Found:
         wanted = [int(one) for one in ids]
         records = {
-            record["id"]: record
+            record["row_id"]: record
             for some in _batches(wanted, _KEYS)
-            for record in self._query(self._rows, f"id in {some}", ["id", *_ROW, "embedding"])
+            for record in self._query(self._rows, f"row_id in {some}", ["row_id", *_ROW, "embedding"])
         }
         return self._found([records[one] for one in wanted if one in records])
 
@@ -321,14 +327,14 @@ class MilvusStore:
         waiting: list[dict[str, Any]] = []
         while start < _IDS:
             end = start + step
-            ranged = f"id >= {start} and id < {end}" if end < _IDS else f"id >= {start}"
+            ranged = f"row_id >= {start} and row_id < {end}" if end < _IDS else f"row_id >= {start}"
             if where.expression:
                 ranged = f"{ranged} and {where.expression}"
-            records = self._query(self._rows, ranged, ["id", *_ROW, "embedding"])
+            records = self._query(self._rows, ranged, ["row_id", *_ROW, "embedding"])
             if len(records) == _MOST:
                 step = step // 2
                 continue
-            records.sort(key=lambda record: int(record["id"]))
+            records.sort(key=lambda record: int(record["row_id"]))
             waiting += [record for record in records if not where.rest or fulfils(_row(record), where.rest)]
             while len(waiting) >= batch_size or (waiting and end >= _IDS):
                 yield self._found(waiting[:batch_size])
@@ -336,7 +342,7 @@ class MilvusStore:
             start = end
 
     def _found(self, records: Sequence[dict[str, Any]]) -> Found:
-        ids = np.array([record["id"] for record in records], np.int64)
+        ids = np.array([record["row_id"] for record in records], np.int64)
         return Found(ids, [_row(record) for record in records], self._embeddings(records))
 
     def _embeddings(self, records: Sequence[dict[str, Any]]) -> NDArray[np.float32]:
@@ -356,7 +362,8 @@ class MilvusStore:
             self._ask("flush", self._rows, timeout=_BUILD_SECONDS)
             self._ask("release_collection", self._rows)
             self._ask("drop_index", self._rows, index_name="embedding")
-            _make_index(self.address, self._client, self._rows, "IVF_SQ8")
+            lists = {"nlist": _LISTS}
+            _make_index(self.address, self._client, self._rows, "embedding", "IVF_SQ8", metric_type="IP", params=lists)
             self._ask("load_collection", self._rows, timeout=_BUILD_SECONDS)
 
     def _index_kind(self) -> str:
@@ -498,7 +505,8 @@ def _translated(address: str) -> Iterator[None]:
     try:
         yield
     except pymilvus.MilvusException as error:
-        raise DataError(f"{address}: Milvus answers: {error.message}") from error
+        remedy = _REMEDIES.get(error.code, "check that the server runs, and its logs")
+        raise DataError(f"{address}: {error.message}; {remedy}") from error
     except grpc.RpcError as error:
         detail = error.details() if isinstance(error, grpc.Call) else error
         raise DataError(f"{address}: Milvus does not answer ({detail}); check that the server runs") from error
@@ -529,7 +537,7 @@ def _make(address: str, client: Any, collection: str, embed_dim: int) -> None:
         raise ConfigError(f"embed_dim {embed_dim}: Milvus keeps vectors of 2 to 32768 numbers")
     rows = client.create_schema(auto_id=False, enable_dynamic_field=False)
     rows.add_field("path", DataType.VARCHAR, max_length=_TEXT_BYTES, is_primary=True)
-    rows.add_field("id", DataType.INT64)
+    rows.add_field("row_id", DataType.INT64)
     for name in ("size_bytes", "modified_ns", "width", "height"):
         rows.add_field(name, DataType.INT64, nullable=True)
     for name in ("digest", "format", "signature"):
@@ -542,23 +550,36 @@ def _make(address: str, client: Any, collection: str, embed_dim: int) -> None:
     documents.add_field("value", DataType.VARCHAR, max_length=_TEXT_BYTES)
     documents.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)  # a collection must have vectors
     for name, schema, vectors in ((collection, rows, "embedding"), (f"{collection}__documents", documents, "nothing")):
+        create = functools.partial(client.create_collection, name, schema=schema, consistency_level="Strong")
+        _make_once(address, client, name, functools.partial(create, timeout=_PATIENCE_SECONDS))
         with _translated(address):
-            if not client.has_collection(name, timeout=_PATIENCE_SECONDS):
-                client.create_collection(name, schema=schema, consistency_level="Strong", timeout=_PATIENCE_SECONDS)
-        _make_index(address, client, name, "FLAT", field=vectors)
+            there = client.list_indexes(name, timeout=_PATIENCE_SECONDS)
+        if vectors not in there:
+            _make_index(address, client, name, vectors, "FLAT", metric_type="IP")
+        if name == collection and "row_id" not in there:
+            _make_index(address, client, name, "row_id", "INVERTED")
         with _translated(address):
-            if vectors == "embedding":
-                index = client.prepare_index_params()
-                index.add_index("id", index_type="INVERTED", index_name="id")
-                client.create_index(name, index, timeout=_PATIENCE_SECONDS)
             client.load_collection(name, timeout=_PATIENCE_SECONDS)
 
 
-def _make_index(address: str, client: Any, collection: str, kind: str, *, field: str = "embedding") -> None:
+def _make_once(address: str, client: Any, name: str, make: Callable[[], object]) -> None:
+    """Makes a collection or an alias unless it is there, which it may be by another process at any moment."""
+    with _translated(address):
+        if client.has_collection(name, timeout=_PATIENCE_SECONDS):
+            return
+    try:
+        with _translated(address):
+            make()
+    except DataError:
+        with _translated(address):
+            if not client.has_collection(name, timeout=_PATIENCE_SECONDS):
+                raise
+
+
+def _make_index(address: str, client: Any, collection: str, field: str, kind: str, **parameters: Any) -> None:
     with _translated(address):
         index = client.prepare_index_params()
-        parameters = {"nlist": _LISTS} if kind.startswith("IVF") else {}
-        index.add_index(field, index_type=kind, metric_type="IP", index_name=field, params=parameters)
+        index.add_index(field, index_type=kind, index_name=field, **parameters)
         client.create_index(collection, index, timeout=_BUILD_SECONDS)
 
 
@@ -572,7 +593,7 @@ def _record(row: Row, embedding: NDArray[np.float16] | None) -> dict[str, Any]:
         raise ConfigError(f"{row.path}: its metadata cannot be kept as JSON: {error}") from error
     record = {
         "path": spelled_path(row.path),
-        "id": _id(row.path),
+        "row_id": _id(row.path),
         "size_bytes": row.size_bytes,
         "modified_ns": row.modified_ns,
         "digest": _to_hex(row.digest),

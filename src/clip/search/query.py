@@ -2,11 +2,12 @@
 
     query   = all { "OR" all }
     all     = part { [ "AND" ] part }            side by side means AND
-    part    = { "NOT" } ( term | "(" query ")" )
+    part    = [ "NOT" ] ( term | "(" query ")" )
     term    = ( words | quoted | "+" picture ) [ "^" weight ]
 
 Words that stand together are one text, as a model reads it. Only AND, OR and NOT in capitals are operators, and only
 parentheses, ``^``, and ``+`` or ``"`` at the start of a word are signs; in quotes nothing is (``\\"`` is a quote).
+docs/queries.md has examples.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Term:
     is_image: bool = False
     weight: float = 1.0
     """How much it says in the order of the hits, compared with the other terms."""
+    is_given: bool = dataclasses.field(default=False, compare=False)
+    """A picture that was handed to ``parse`` beside the text."""
 
     def __str__(self) -> str:
         is_plain = not self.is_image and _PLAIN.fullmatch(self.text) and not _OPERATOR.search(self.text)
@@ -101,23 +104,31 @@ class Query:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """The files of the terms that are pictures, in order."""
-        return tuple(term.text for term in self.terms if term.is_image)
+        """The files of the terms that are pictures: those that the text names, in order, then those that were given."""
+        terms = self.terms
+        return tuple(terms[place].text for place in self._pictures())
 
     def arranged(self, texts: NDArray[np.float32], images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embeddings of the terms (T, E), from those of ``texts`` and of ``images``; none may be shaped (0, E)."""
-        is_image = np.array([term.is_image for term in self.terms])
-        if (len(texts), len(images)) != (np.sum(~is_image), np.sum(is_image)):
+        words = [place for place, term in enumerate(self.terms) if not term.is_image]
+        pictures = self._pictures()
+        if (len(texts), len(images)) != (len(words), len(pictures)):
             raise ShapeError(
-                f"the query has {np.sum(~is_image)} texts and {np.sum(is_image)} images; there are embeddings of "
-                f"{len(texts)} and {len(images)}"
+                f"the query has {len(words)} texts and {len(pictures)} images; there are embeddings of {len(texts)} "
+                f"and {len(images)}"
             )
-        embeddings = np.empty((len(is_image), (texts if len(texts) else images).shape[1]), np.float32)
-        if len(texts):
-            embeddings[~is_image] = texts
-        if len(images):
-            embeddings[is_image] = images
+        embeddings = np.empty((len(self.terms), (texts if words else images).shape[1]), np.float32)
+        if words:
+            embeddings[words] = texts
+        if pictures:
+            embeddings[pictures] = images
         return embeddings
+
+    def _pictures(self) -> list[int]:
+        """Places of the terms that are pictures, in the order of ``images``."""
+        terms = self.terms
+        places = [place for place, term in enumerate(terms) if term.is_image]
+        return sorted(places, key=lambda place: terms[place].is_given)
 
     def __str__(self) -> str:
         return str(self.tree)
@@ -133,7 +144,7 @@ def parse(text: str, images: Sequence[str] = ()) -> Query:
     parts: list[Node] = []
     if text.strip():
         parts.append(_Parser(text).query())
-    parts += [Term(_checked_file(image, None), is_image=True) for image in images]
+    parts += [Term(_checked_file(image, None), is_image=True, is_given=True) for image in images]
     if not parts:
         raise ConfigError("the query is empty; give words, or a picture")
     query = Query(_all(parts, []))
@@ -303,11 +314,14 @@ class _Parser:
         parts: list[Node] = []
         without: list[Node] = []
         while True:
-            is_excluded = False
-            while self._next.kind == "NOT":
-                self._take()
-                is_excluded = not is_excluded
-            (without if is_excluded else parts).append(self._part())
+            if self._next.kind == "NOT":
+                token = self._take()
+                node = self._part()
+                if any(is_excluded for _, is_excluded in _leaves(node)):
+                    raise _refused(token.start, "an exclusion of an exclusion; say what is wanted instead")
+                without.append(node)
+            else:
+                parts.append(self._part())
             if self._next.kind == "AND":
                 self._take()
             elif self._next.kind in (")", "OR", "end"):

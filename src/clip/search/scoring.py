@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -38,8 +39,15 @@ SAMPLE_SIZE = 1024
 """Pictures of an index that stand for all of it: half a megabyte at 256 dimensions."""
 
 _VERSION = 1
-_PRIOR_MATCHES = 1.0
-"""Of one query, before anything is seen."""
+
+_SHARE = 0.25
+"""Of the pictures that have to do with a query, how many fulfil any one part of it, before anything is seen."""
+
+_TYPICAL = 20
+"""Pictures that answer best what is wanted: an exclusion is measured from their median."""
+
+_LEAST_DEVIATION, _LEAST_SLOPE = 1e-4, 0.1
+_STEPS, _PENALTY = 30, 1e-3
 
 
 class Pairs(NamedTuple):
@@ -154,63 +162,115 @@ def score(query: Query, cosines: NDArray[np.float32], reference: Reference, coun
     cosines: (N, T), of the pictures to the terms. count: how many pictures were searched for these N, which matters:
     the best of a million is high by chance.
     """
-    terms = len(query.terms)
-    if cosines.ndim != 2 or cosines.shape[1] != terms or reference.cosines.shape[1] != terms:
+    terms = query.terms
+    if cosines.ndim != 2 or cosines.shape[1] != len(terms) or reference.cosines.shape[1] != len(terms):
         raise ShapeError(
-            f"the query has {terms} terms; the cosines are of shape {cosines.shape}, those of the background "
+            f"the query has {len(terms)} terms; the cosines are of shape {cosines.shape}, those of the background "
             f"{reference.cosines.shape}"
         )
-    strength = iter(evidence(cosines, reference).T)
-    prior = np.log(_PRIOR_MATCHES / max(count, 2))
-    scores, log_match = _combined(query.tree, strength, prior)
-    return Scored(scores.astype(np.float32), np.exp(log_match).astype(np.float32))
+    found = evidence(cosines, reference)
+    weights = np.array([term.weight for term in terms])
+    scores = _answered(query.tree, iter((found * weights).T)).score
+    holds = _answered(query.tree, iter(found.T)).holds
+    is_wanted = ~np.array(query.is_negated)
+    is_related = np.logaddexp(math.log(1 - _SHARE), math.log(_SHARE) + found[:, is_wanted]).sum(axis=1)
+    is_related /= _repetition(reference.cosines[:, is_wanted])
+    is_related -= math.log(max(count, 1)) + _chance(query.tree)  # one picture of all is expected to answer
+    return Scored(scores.astype(np.float32), np.exp(holds - np.logaddexp(0, -is_related)).astype(np.float32))
 
 
 def evidence(cosines: NDArray[np.float32], reference: Reference) -> NDArray[np.float64]:
     """(N, T): the logarithm of how much likelier each cosine is for a match than for any other picture."""
     mean = reference.cosines.mean(axis=0, dtype=np.float64)
     deviation = reference.cosines.std(axis=0, dtype=np.float64)
-    z = (cosines - mean) / np.maximum(deviation, 1e-4)
+    z = (cosines - mean) / np.maximum(deviation, _LEAST_DEVIATION)
     strength: NDArray[np.float64] = reference.curve.slope * z + reference.curve.intercept
     return strength
 
 
 def fit_curve(images: NDArray[np.float32], texts: NDArray[np.float32], is_match: NDArray[np.bool_]) -> Curve:
-    """By logistic regression on all pairs (images, texts), regularised: there are only a few matches."""
-    cosines = images.astype(np.float64) @ texts.T
-    z = ((cosines - cosines.mean(axis=0)) / np.maximum(cosines.std(axis=0), 1e-4)).ravel()
-    target = is_match.ravel().astype(np.float64)
+    """The curve of a model, from embeddings of pictures (N, E) and texts (T, E) of which all matches (N, T) are known.
+
+    Logistic regression; its targets are not quite 0 and 1, so that the few matches of a model that tells them all apart
+    do not make the curve a step (Platt 1999, section 2.2).
+    """
+    reference = Reference(images @ texts.T, Curve(1.0, 0.0))
+    z = evidence(reference.cosines, reference).ravel()
+    matches = int(is_match.sum())
+    others = is_match.size - matches
+    target = np.where(is_match.ravel(), (matches + 1) / (matches + 2), 1 / (others + 2))
     design = np.stack([z, np.ones_like(z)])
-    weights = np.zeros(2)
-    for _ in range(50):  # Newton's method; convex, and the penalty keeps it so for pairs that are told apart perfectly
-        probability = 1 / (1 + np.exp(-weights @ design))
-        gradient = design @ (probability - target) + [1e-1 * weights[0], 0]
-        hessian = (design * (probability * (1 - probability))) @ design.T + np.diag([1e-1, 1e-9])
-        step = np.linalg.solve(hessian, gradient)
-        weights -= step
-        if np.abs(step).max() < 1e-9:
-            break
-    odds = target.mean() / (1 - target.mean())
-    return Curve(float(weights[0]), float(weights[1] - np.log(odds)))  # less what is the share of matches in the pairs
+    weights = np.array([1.0, np.log((matches + 1) / (others + 1))])
+    for _ in range(_STEPS):  # Newton's method on a convex loss; the small penalty is for z that are all the same
+        probability = np.exp(-np.logaddexp(0, -(weights @ design)))
+        gradient = design @ (probability - target) + _PENALTY * weights
+        hessian = (design * (probability * (1 - probability))) @ design.T + _PENALTY * np.eye(2)
+        weights -= np.linalg.solve(hessian, gradient)
+    slope, intercept = weights.tolist()
+    if not slope >= _LEAST_SLOPE:  # the model does not tell matches apart: no evidence, but the order of the cosines
+        return Curve(_LEAST_SLOPE, 0.0)
+    return Curve(slope, intercept - math.log(matches / others))  # less what is the share of matches among the pairs
 
 
-def _combined(
-    node: Node, strength: Iterator[NDArray[np.float64]], prior: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Score and log probability of a part of the tree."""
+class _Answer(NamedTuple):
+    """Of N pictures to a part of the query."""
+
+    score: NDArray[np.float64]
+    """Evidence that it holds, in nats."""
+    holds: NDArray[np.float64]
+    """The logarithm of the probability that it holds, for a picture that has to do with the query."""
+    fails: NDArray[np.float64]
+    """That of the opposite."""
+
+
+def _answered(node: Node, columns: Iterator[NDArray[np.float64]], typical: NDArray[np.intp] | None = None) -> _Answer:
+    """columns: the evidence of the terms that are left. typical: pictures, if these terms are to be excluded, that
+    answer best what is wanted; only what exceeds them is evidence for an exclusion."""
     if isinstance(node, Term):
-        log_match = -np.logaddexp(0, -(next(strength) + prior))
-        return node.weight * log_match, log_match
-    results = [_combined(part, strength, prior) for part in node.parts]
-    scores, matches = (np.stack(values) for values in zip(*results, strict=True))
+        strength = next(columns)
+        if typical is not None and len(typical):
+            strength = strength - max(float(np.median(strength[typical])), 0.0)
+        log_odds = strength + math.log(_SHARE / (1 - _SHARE))
+        return _Answer(strength, -np.logaddexp(0, -log_odds), -np.logaddexp(0, log_odds))
+    parts = [_answered(part, columns, typical) for part in node.parts]
     if isinstance(node, Any):
-        return scores.max(axis=0), matches.max(axis=0)
-    score_, match = scores.sum(axis=0), matches.sum(axis=0)
-    for part in node.without:
-        excluded, log_excluded = _combined(part, strength, prior)
-        score_ = score_ + np.log1p(-np.minimum(np.exp(excluded), 1 - 1e-9))
-        match = match + np.log1p(-np.minimum(np.exp(log_excluded), 1 - 1e-9))
-    return score_, match
+        fails = _sum(part.fails for part in parts)
+        return _Answer(np.logaddexp.reduce([part.score for part in parts]), _log_of_rest(fails), fails)
+    score_, holds = _sum(part.score for part in parts), _sum(part.holds for part in parts)
+    best = np.argsort(-score_, kind="stable")[:_TYPICAL]
+    for excluded in node.without:
+        fails = _answered(excluded, columns, best).fails
+        score_, holds = score_ + fails, holds + fails
+    return _Answer(score_, holds, _log_of_rest(holds))
+
+
+def _chance(node: Node) -> float:
+    """The logarithm of how often what is wanted holds for a picture that has to do with the query."""
+    if isinstance(node, Term):
+        return math.log(_SHARE)
+    parts = [_chance(part) for part in node.parts]
+    return sum(parts) if isinstance(node, All) else math.log1p(-math.prod(1 - math.exp(part) for part in parts))
+
+
+def _repetition(cosines: NDArray[np.float32]) -> float:
+    """How often T terms say the same, from 1 to T: by the correlation of their cosines (B, T), the design effect of
+    cluster samples (Kish 1965, section 5.4)."""
+    terms = cosines.shape[1]
+    centred = cosines - cosines.mean(axis=0, dtype=np.float64)
+    unit = centred / np.maximum(np.linalg.norm(centred, axis=0), _LEAST_DEVIATION)
+    between = np.maximum(unit.T @ unit, 0)[~np.eye(terms, dtype=bool)]
+    return 1.0 + float(between.sum()) / terms
+
+
+def _sum(arrays: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    total: NDArray[np.float64] = np.sum(list(arrays), axis=0)
+    return total
+
+
+def _log_of_rest(log_probability: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log(1 - p)"""
+    rest: NDArray[np.float64] = np.log(-np.expm1(np.minimum(log_probability, -1e-300)))
+    return rest
 
 
 def _means(query: Query, embeddings: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:

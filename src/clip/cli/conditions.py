@@ -37,7 +37,7 @@ def filters(function: Function) -> Function:
     """``--path``, ``--after``, ``--before``, ``--min-size``, ``--max-size`` and ``--where``, for ``conditions_of``."""
     added = [
         click.option(
-            "--path", metavar="GLOB", help="Only pictures whose whole path fits: '*/2024/*.jpg'; * fits / too."
+            "--path", metavar="GLOB", help="Only pictures whose whole path fits: '*/2024/*.jpg' (* also fits /)."
         ),
         click.option(
             "--after", metavar="DATE", callback=_parsed(moment), help="Only files changed at this date or later."

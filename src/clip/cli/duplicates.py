@@ -85,7 +85,8 @@ def command(
         else:
             deque(written(found), maxlen=0)
         if not session.quiet:
-            beside = f"{count:,} clusters with {others:,} pictures to spare, {size_text(freed)}"
+            clusters_found = f"{count:,} {'cluster' if count == 1 else 'clusters'}"
+            beside = f"{clusters_found}, {others:,} beside the pictures to keep, with {size_text(freed)}"
             say(f"{index.address}: {beside if count else 'no two pictures are alike'}")
             if html is not None:
                 say(f"{html}: written; open it in a browser")

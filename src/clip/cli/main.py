@@ -23,7 +23,10 @@ from clip.errors import ClipError, ConfigError, choices
 
 __all__ = ["VERBS", "group", "main", "run"]
 
-VERBS = ("classify", "encode", "index", "train", "evaluate", "bench", "data", "models", "convert", "export", "download")
+VERBS = (
+    *("classify", "encode", "index", "search", "duplicates", "train", "evaluate", "bench", "data", "models", "convert"),
+    *("export", "download"),
+)
 """Each is a module of this package with a click command named ``command``, imported when it is asked for."""
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130

@@ -43,7 +43,7 @@ clip search sunset --image photo.jpg --after 2024 --min-match 0.5
 clip search invoice --path '*/scans/*' -0 | xargs -0 cp -t found/
 """,
 )
-@click.argument("query", nargs=-1, metavar="QUERY...")
+@click.argument("query", nargs=-1, metavar="[QUERY...]")
 @click.option(
     "--image", "images", multiple=True, metavar="FILE", help="Look for pictures like this; may be given several times."
 )

@@ -20,7 +20,6 @@ A message has the value, the limit and the remedy.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 __all__ = [
@@ -99,6 +98,8 @@ class MissingDependencyError(ClipError, ImportError):
 
 def choices(value: str, known: Iterable[str]) -> str:
     """The known names as a list for a message, the closest to ``value`` first."""
+    import difflib  # for whoever has made a mistake; nobody else waits for it
+
     names = list(known)
     close = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
     return ", ".join([*close, *(name for name in names if name not in close)])

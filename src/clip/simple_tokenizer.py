@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import html
 import itertools
 import os
 import re
@@ -110,6 +109,8 @@ def get_pairs(word: Sequence[str]) -> set[tuple[str, str]]:
 
 def basic_clean(text: str) -> str:
     """``text`` with mojibake, curly quotes, ligatures, widths and controls fixed, HTML entities decoded, stripped."""
+    import html
+
     import ftfy
 
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
@@ -209,10 +210,10 @@ class SimpleTokenizer:
 
     def __init__(self, bpe_path: str | os.PathLike[str] = default_bpe()) -> None:  # noqa: B008  # a constant
         self.byte_encoder = bytes_to_unicode()
-        self._merges = _read_merges(bpe_path)
+        self._text = _read_merges(bpe_path)
         symbols = list(self.byte_encoder.values())
         symbols += [symbol + END_OF_WORD for symbol in symbols]
-        symbols += "\n".join(self._merges).replace(" ", "").split("\n")
+        symbols += self._text.replace(" ", "").split("\n")[:MERGES]
         # Merging gives back each word of our vocabulary whole (a test tries them all), as it must where a table was
         # learned by the same merging. A table by somebody else may be made otherwise: there, no such short cut.
         self._whole_words = len(symbols) if os.fspath(bpe_path) == default_bpe() else 0
@@ -230,6 +231,11 @@ class SimpleTokenizer:
     @functools.cached_property
     def byte_decoder(self) -> dict[str, int]:
         return {character: byte for byte, character in self.byte_encoder.items()}
+
+    @property
+    def _merges(self) -> list[str]:
+        """ "left right" each, in order of rank; few queries need any, for most words are symbols themselves."""
+        return self._text.split("\n")[:MERGES]
 
     @functools.cached_property
     def bpe_ranks(self) -> dict[tuple[str, ...], int]:
@@ -308,15 +314,15 @@ class SimpleTokenizer:
         return "".join([self.byte_encoder[byte] for byte in piece.encode()])
 
 
-def _read_merges(path: str | os.PathLike[str]) -> list[str]:
-    """The merges of a file, "left right" each, in order of rank."""
+def _read_merges(path: str | os.PathLike[str]) -> str:
+    """The lines of a file behind its header: merges in order of rank. All that are used, and maybe more."""
     text = ""
     with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
         # The bundled file is five times longer than what is used of it.
         while text.count("\n") <= MERGES and (block := file.read(1 << 19)):
             text += block
     # OpenAI compatibility: in a shorter file, what follows the last line break counts, and moves the special ids.
-    return text.split("\n")[1 : 1 + MERGES]
+    return text.partition("\n")[2]
 
 
 def _merge(symbols: list[str], ranks: dict[str, int]) -> list[str]:

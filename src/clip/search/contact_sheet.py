@@ -81,7 +81,7 @@ def search_page(results: Results, *, address: str) -> str:
         look=Markup(_LOOK),
         hits=hits,
         asked=[shown[path, _SMALL_SIDE] for path in pictures],
-        reason=results.reason,
+        reason=_readable(results.reason or ""),
         considered=results.considered,
         total=results.total,
         address=_readable(address),

@@ -43,7 +43,7 @@ class Page(html.parser.HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def _picture(path: Path, seed: int = 0, size: tuple[int, int] = (600, 400)) -> str:
+def _picture(path: Path, seed: int = 0, size: tuple[int, int] = (360, 240)) -> str:
     noise = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     Image.fromarray(noise).resize(size).save(path, "PNG")
     return str(path)
@@ -135,7 +135,7 @@ def test_copies_are_small_and_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(contact_sheet, "MAX_COPIES", 3)
     monkeypatch.setattr(contact_sheet, "_MAX_SMALL", 2)
     monkeypatch.setattr(contact_sheet, "_MAX_NAMES", 4)
-    paths = [_picture(tmp_path / f"{seed}.png", seed, (2000, 1500)) for seed in range(6)]
+    paths = [_picture(tmp_path / f"{seed}.png", seed, (900, 600)) for seed in range(6)]
     text = search_page(_results(_hit(paths[0], alike=tuple(paths[1:])), _hit(paths[1])), address="x")
     page = Page(text)
     assert [image["alt"] for image in page.all("img")] == ["0.png", "1.png", "1.png"]  # hits before what is like them

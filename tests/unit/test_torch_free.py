@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import clip.samples
+import clip.search
 from clip.config import CLIPConfig
 from clip.inference.manifest import ENGINES
 from clip.preprocess import Preprocess
+from clip.search.index import Index
+from clip.search.indexing import update_folders
 
 TORCH_FREE = (
     *("clip", "clip.config", "clip.errors", "clip.simple_tokenizer", "clip.images", "clip.preprocess"),
     *("clip.inference.exported", "clip.inference.loading", "clip.features", "clip.embedding_files"),
     *("clip.evaluation.prompts", "clip.evaluation.zero_shot", "clip.fidelity", "clip.cli.main", "clip.cli.options"),
-    *("clip.cli.classify", "clip.cli.encode"),
+    *("clip.cli.classify", "clip.cli.encode", "clip.checkpoints.mapped", "clip.inference.numpy_text"),
+    *(f"clip.search.{module.name}" for module in pkgutil.iter_modules(clip.search.__path__)),
 )
+
+LATE = ("torch", "faiss", "pymilvus", "ray", "pyarrow", "PIL.Image", "simplejpeg", "regex", "ftfy", "requests", "rich")
+"""What a search in words does without."""
 
 NEEDLESS = (
     *("jinja2", "rich", "requests", "filelock", "huggingface_hub", "pyarrow", "matplotlib", "pandas", "scipy"),
@@ -151,3 +160,22 @@ print(json.dumps([status, sorted(set(sys.modules) - before)]))
     status, imported = run(code, picture)
     assert status == 0
     assert not {name for name in imported if name.startswith(NEEDLESS)}
+
+
+def test_a_search_in_words_imports_no_torch_and_answers_as_torch_does(tmp_path: Path) -> None:
+    with Index.open(tmp_path / "index", create=True, precision="fp32") as index:
+        update_folders(index.store, index.encoder, [str(Path(clip.samples.__path__[0]) / "photos")])
+        index.refresh()
+        assert index.encoder.is_loaded  # the model of torch, which made the embeddings, gets the query too
+        by_torch = [(hit.path, hit.similarity, hit.match) for hit in index.search("a dog").hits]
+    code = """
+import json, sys
+from clip.search.index import Index
+with Index.open(sys.argv[1]) as index:
+    hits = [(hit.path, hit.similarity, hit.match) for hit in index.search("a dog").hits]
+print(json.dumps([hits, sorted(sys.modules)]))
+"""
+    hits, imported = run(code, tmp_path / "index")
+    assert not set(LATE) & set(imported)
+    assert [path for path, _, _ in hits] == [path for path, _, _ in by_torch]
+    np.testing.assert_allclose([hit[1:] for hit in hits], [hit[1:] for hit in by_torch], rtol=0, atol=1e-5)

@@ -107,14 +107,10 @@ def map_checkpoint(path: str | os.PathLike[str], *, activation: Activation | Non
     """
     path = Path(path)
     try:
-        found = read_folder(path, map_safetensors_alone) if path.is_dir() else _found_in(path)
+        found = read_folder(path, lambda file: map_safetensors(file)[0]) if path.is_dir() else _found_in(path)
         return _understood(found, activation)
     except (OSError, CheckpointError, ConfigError):
         return None
-
-
-def map_safetensors_alone(path: Path) -> dict[str, MappedTensor]:
-    return map_safetensors(path)[0]
 
 
 def _found_in(path: Path) -> Found[MappedTensor]:

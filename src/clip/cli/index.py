@@ -217,8 +217,8 @@ class _Job:
         if not done.has_taken_over:
             raise ClipError(
                 f"{self._index.address}: {len(done.report.failed)} of {len(self._index)} pictures cannot be read, so "
-                f"the index stays as it was, of {self._index.about.model}; make them readable and run this again, which "
-                "goes on where it was, or leave them out with --remove-missing"
+                f"the index stays as it was, of {self._index.about.model}; make them readable and run this again, "
+                "which goes on where it was, or leave them out with --remove-missing"
             )
         self.report.include(done.report)
 

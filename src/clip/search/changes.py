@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from clip.errors import DataError
@@ -193,16 +193,26 @@ def read_roots(store: Store) -> list[str]:
 
 def remember_roots(store: Store, roots: Iterable[str]) -> None:
     """Adds to them. Folders only: a file by itself is looked at when it is named."""
-    known = read_roots(store)
-    new = {root for root in roots if os.path.isdir(root)} - set(known)  # noqa: PTH112
-    if new:
-        store.write_document(_ROOTS, json.dumps(sorted([*known, *new])).encode())
+    new = {root for root in roots if os.path.isdir(root)}  # noqa: PTH112
+    if not new <= {*read_roots(store)}:
+        with _alone(store):
+            store.write_document(_ROOTS, json.dumps(sorted({*read_roots(store), *new})).encode())
 
 
 def _forget(store: Store, roots: Sequence[str]) -> None:
     if roots:
-        left = [root for root in read_roots(store) if root not in roots]
-        store.write_document(_ROOTS, json.dumps(left).encode())
+        with _alone(store):
+            left = [root for root in read_roots(store) if root not in roots]
+            store.write_document(_ROOTS, json.dumps(left).encode())
+
+
+def _alone(store: Store) -> AbstractContextManager[object]:
+    """No other process adds a root between reading and writing: in a folder; a server has nothing to lock here."""
+    if not os.path.isdir(store.address):  # noqa: PTH112
+        return nullcontext()
+    import filelock
+
+    return filelock.FileLock(os.path.join(store.address, "roots.lock"))  # noqa: PTH118
 
 
 class _Unreadable:

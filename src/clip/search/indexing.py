@@ -262,6 +262,10 @@ class _Run:
                 self._fail(item.path, error)
                 return None
         row, embedding = found
+        if (row.path, row.size_bytes, row.modified_ns) == (item.path, item.size_bytes, item.modified_ns):
+            self._report.unchanged += 1  # another process has stored it meanwhile
+            self._on_progress(1)
+            return None
         if item.path in self.before:
             metadata = self._metadata(item)
         else:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Index": "clip.search.index",
     "ZeroShotClassifier": "clip.evaluation.zero_shot",
     "available_models": "clip.clip",
     "convert": "clip.clip",
@@ -42,10 +43,12 @@ _SUBMODULES = (
     "model",
     "preprocess",
     "samples",
+    "search",
     "simple_tokenizer",
 )
 
 __all__ = [
+    "Index",
     "ZeroShotClassifier",
     "available_models",
     "convert",

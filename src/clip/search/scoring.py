@@ -258,8 +258,8 @@ def _repetition(cosines: NDArray[np.float32]) -> float:
     terms = cosines.shape[1]
     centred = cosines - cosines.mean(axis=0, dtype=np.float64)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=0), _LEAST_DEVIATION)
-    between = np.maximum(unit.T @ unit, 0)[~np.eye(terms, dtype=bool)]
-    return 1.0 + float(between.sum()) / terms
+    between = float(np.maximum(unit.T @ unit, 0)[~np.eye(terms, dtype=bool)].sum())
+    return 1.0 + between / terms
 
 
 def _sum(arrays: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:

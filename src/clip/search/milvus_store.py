@@ -68,6 +68,8 @@ _EXACT_UP_TO = 100_000
 """Rows that are compared with all of them: 0.2 GB at 512 numbers. Beyond, ``optimize`` makes an index (IVF_SQ8)."""
 _LISTS, _PROBED = 1024, 64
 """Clusters of a segment (of some 500,000 rows at 512 numbers), and those that a search looks into."""
+_ALL = 65536
+"""More clusters than there can be; no server looks into one twice."""
 _MARGIN = 32
 """Neighbours asked for beyond k: the server ranks them by 8 bits, and not in our order where cosines are equal."""
 
@@ -265,7 +267,7 @@ class MilvusStore:
         found: dict[int, Neighbours] = {}
         limit, probed = k + _MARGIN, _PROBED
         if exact:
-            limit, probed = 4 * k + _MARGIN, _LISTS
+            limit, probed = 4 * k + _MARGIN, _ALL
             if not self._index_kind().startswith(("FLAT", "IVF")):
                 limit = _MOST + 1
         while limit <= _MOST and len(found) < len(queries):
@@ -273,12 +275,12 @@ class MilvusStore:
                 for number, hits in zip(some, self._search(queries[some], limit, where, probed), strict=True):
                     best = self._ranked(hits, queries[number], k, where)
                     if len(hits) < limit:  # there are no more, unless in a cluster that was not looked into
-                        settled = len(best.ids) == k or probed == _LISTS
+                        settled = len(best.ids) == k or probed == _ALL
                     else:
                         settled = len(best.ids) == k and hits[-1]["distance"] < best.cosines[-1]
                     if settled:
                         found[number] = best
-            limit, probed = 4 * limit, _LISTS
+            limit, probed = 4 * limit, _ALL
         rest = [number for number in range(len(queries)) if number not in found]
         if rest:
             chunks = ((batch.ids, batch.embeddings) for batch in self.scan(conditions))
@@ -576,11 +578,14 @@ def _make_once(address: str, client: Any, name: str, make: Callable[[], object])
                 raise
 
 
-def _make_index(address: str, client: Any, collection: str, field: str, kind: str, **parameters: Any) -> None:
+def _make_index(
+    address: str, client: Any, collection: str, field: str, kind: str, *, wait: bool = False, **parameters: Any
+) -> None:
+    """wait: until it is made of the rows that are there; of an empty collection there are none."""
     with _translated(address):
         index = client.prepare_index_params()
         index.add_index(field, index_type=kind, index_name=field, **parameters)
-        client.create_index(collection, index, timeout=_BUILD_SECONDS)
+        client.create_index(collection, index, timeout=_BUILD_SECONDS, sync=wait)
 
 
 # Rows and their records

@@ -114,7 +114,7 @@ def main() -> None:
 def probabilities(pictures: Pictures, background: Background, raw: Curve, words: Words, elsewhere: list[str]) -> None:
     generator = np.random.default_rng(SEED)
     count = len(pictures.embeddings)
-    present = drawn([word for word, n in pictures.counts().items() if n <= 40], WORDS, generator)
+    present = drawn([word for word, n in sorted(pictures.counts().items()) if n <= 40], WORDS, generator)
     absent = drawn(elsewhere, len(present), generator)
     queries = [parse(word) for word in (*present, *absent)]
     embeddings = words([*present, *absent])

@@ -170,8 +170,9 @@ def score(query: Query, cosines: NDArray[np.float32], reference: Reference, coun
         )
     found = evidence(cosines, reference)
     weights = np.array([term.weight for term in terms])
-    scores = _answered(query.tree, iter((found * weights).T)).score
-    holds = _answered(query.tree, iter(found.T)).holds
+    usual = np.full(len(terms), reference.curve.intercept)
+    scores = _answered(query.tree, zip((found * weights).T, usual * weights, strict=True)).score
+    holds = _answered(query.tree, zip(found.T, usual, strict=True)).holds
     is_wanted = ~np.array(query.is_negated)
     is_related = np.logaddexp(math.log(1 - _SHARE), math.log(_SHARE) + found[:, is_wanted]).sum(axis=1)
     is_related /= _repetition(reference.cosines[:, is_wanted])
@@ -212,6 +213,10 @@ def fit_curve(images: NDArray[np.float32], texts: NDArray[np.float32], is_match:
     return Curve(slope, intercept - math.log(matches / others))  # less what is the share of matches among the pairs
 
 
+_Evidence = tuple[NDArray[np.float64], float]
+"""For a term: of N pictures, and of a picture of average cosine."""
+
+
 class _Answer(NamedTuple):
     """Of N pictures to a part of the query."""
 
@@ -223,23 +228,23 @@ class _Answer(NamedTuple):
     """That of the opposite."""
 
 
-def _answered(node: Node, columns: Iterator[NDArray[np.float64]], typical: NDArray[np.intp] | None = None) -> _Answer:
-    """columns: the evidence of the terms that are left. typical: pictures, if these terms are to be excluded, that
-    answer best what is wanted; only what exceeds them is evidence for an exclusion."""
+def _answered(node: Node, terms: Iterator[_Evidence], typical: NDArray[np.intp] | None = None) -> _Answer:
+    """terms: those that are left. typical: for what is excluded, the pictures that answer best what is wanted; by how
+    much they exceed others is what the wanted implies, and no evidence for the exclusion."""
     if isinstance(node, Term):
-        strength = next(columns)
+        strength, usual = next(terms)
         if typical is not None and len(typical):
-            strength = strength - max(float(np.median(strength[typical])), 0.0)
+            strength = strength - max(float(np.median(strength[typical])) - usual, 0.0)
         log_odds = strength + math.log(_SHARE / (1 - _SHARE))
         return _Answer(strength, -np.logaddexp(0, -log_odds), -np.logaddexp(0, log_odds))
-    parts = [_answered(part, columns, typical) for part in node.parts]
+    parts = [_answered(part, terms, typical) for part in node.parts]
     if isinstance(node, Any):
         fails = _sum(part.fails for part in parts)
         return _Answer(np.logaddexp.reduce([part.score for part in parts]), _log_of_rest(fails), fails)
     score_, holds = _sum(part.score for part in parts), _sum(part.holds for part in parts)
     best = np.argsort(-score_, kind="stable")[:_TYPICAL]
     for excluded in node.without:
-        fails = _answered(excluded, columns, best).fails
+        fails = _answered(excluded, terms, best).fails
         score_, holds = score_ + fails, holds + fails
     return _Answer(score_, holds, _log_of_rest(holds))
 
@@ -258,8 +263,9 @@ def _repetition(cosines: NDArray[np.float32]) -> float:
     terms = cosines.shape[1]
     centred = cosines - cosines.mean(axis=0, dtype=np.float64)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=0), _LEAST_DEVIATION)
-    between = float(np.maximum(unit.T @ unit, 0)[~np.eye(terms, dtype=bool)].sum())
-    return 1.0 + between / terms
+    correlation = np.maximum(unit.T @ unit, 0)
+    np.fill_diagonal(correlation, 1)
+    return float(correlation.sum() / terms)
 
 
 def _sum(arrays: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:

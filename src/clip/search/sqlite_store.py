@@ -11,7 +11,9 @@ Needs the standard library and NumPy, and starts in a few milliseconds.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import logging
 import os
 import re
 import sqlite3
@@ -19,28 +21,27 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
-from urllib.parse import quote, unquote
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clip.errors import ConfigError, DataError, IndexNotFoundError
-from clip.search.nearest import nearest_in_chunks
-from clip.search.store import (
-    COLUMNS,
-    Condition,
-    Found,
-    Known,
-    Neighbours,
-    Row,
-    checked_conditions,
-    checked_embeddings,
-    checked_queries,
-    glob_matches,
+from clip.search.nearest import (
+    Chunk,
+    FaissFile,
+    FaissRecord,
+    can_be_compressed,
+    imported_faiss,
+    merged,
+    nearest_in_chunks,
 )
+from clip.search.sql_conditions import add_functions, beginning_with, key_of, name_of, path_bytes, path_text, where
+from clip.search.store import Condition, Found, Known, Neighbours, Row, checked_embeddings, checked_queries
 
 __all__ = ["SQLiteStore"]
+
+_log = logging.getLogger(__name__)
 
 _APPLICATION_ID = int.from_bytes(b"CLIP", "big")
 _VERSION = 1
@@ -53,13 +54,22 @@ _SCHEMA = (
         digest BLOB, width INTEGER, height INTEGER, format TEXT, signature BLOB, metadata TEXT)""",
     # Apart from the rows, so that a search reads embeddings alone, and a walk over the rows none.
     "CREATE TABLE embeddings (id INTEGER PRIMARY KEY, embedding BLOB NOT NULL)",
+    """CREATE TABLE faiss_file (
+        name TEXT NOT NULL, covered_id INTEGER NOT NULL, rows INTEGER NOT NULL, trained_rows INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL, checksum INTEGER NOT NULL)""",
     "CREATE TRIGGER removed AFTER DELETE ON rows BEGIN DELETE FROM embeddings WHERE id = OLD.id; END",
 )
 _PAGE_BYTES = 16384
 """100,000 embeddings of 512 numbers are read in 0.14 s; with the usual 4096, three to a page, in twice that."""
 
+_MAPPED_BYTES = 2**31 - 65536
+"""SQLite's limit. Embeddings are read in two thirds of the time from pages that are mapped."""
+
 _CHUNK_ROWS = 8192
-"""Embeddings that an exact search has in memory at once: 16 MB of float32 at 512 numbers."""
+"""Embeddings that a search has in memory at once: 16 MB of float32 at 512 numbers."""
+
+_QUERIES = 32
+"""Whose candidates are looked up at once."""
 
 _PATIENCE_SECONDS = 60.0
 """How long a writer waits for another. Each holds the lock for one batch, a fraction of a second."""
@@ -71,12 +81,18 @@ _ROW = ", ".join(f"rows.{name}" for name in _COLUMNS)
 class SQLiteStore:
     """An open index of a folder. Threads may share it; a forked process opens its own."""
 
+    exact_rows = 50_000
+    """Up to so many rows are compared one by one: as fast as faiss in a process that answers one query (0.1 s)."""
+
     def __init__(self, folder: Path, number: int) -> None:
         self.address = str(folder)
         self._folder = folder
         self._number = number
         self._path = folder / f"catalogue-{number}.db"
         self._lock = threading.RLock()
+        self._matrix: tuple[tuple[int, ...], Chunk] | None = None
+        self._faiss: tuple[FaissRecord, FaissFile] | None = None
+        self._has_said_why_exact = False
         self._connect()
 
     @classmethod
@@ -103,15 +119,18 @@ class SQLiteStore:
         return store
 
     def _connect(self) -> None:
-        inode = self._path.stat().st_ino
-        can_write = os.access(self._path, os.W_OK) and os.access(self._folder, os.W_OK)
-        if can_write:
+        """Raises FileNotFoundError if the catalogue has gone."""
+        self._identity = _identity(self._path)
+        self._seen: tuple[int, ...] | None = None
+        if self._identity is None:
+            raise FileNotFoundError(self._path)
+        if os.access(self._path, os.W_OK) and os.access(self._folder, os.W_OK):
             mode = "mode=rw"
-        elif Path(f"{self._path}-wal").exists():
+        elif _wal(self._path).exists():
             mode = "mode=ro"
-        else:  # SQLite cannot make the files that it coordinates by
+        else:  # SQLite cannot make the files that it coordinates by; _reading looks whether there is anybody else
             mode = "mode=ro&immutable=1"
-        self._inode = inode
+            self._seen = _state(self._path)
         with self._translated():
             self._connection = sqlite3.connect(
                 f"{self._path.absolute().as_uri()}?{mode}",
@@ -121,10 +140,15 @@ class SQLiteStore:
                 check_same_thread=False,  # _lock lets in one at a time
             )
             try:
-                self._connection.create_function("path_matches", 2, _path_matches, deterministic=True)
-                self._connection.create_function("text_matches", 2, _text_matches, deterministic=True)
+                add_functions(self._connection)
                 self._connection.execute("PRAGMA synchronous = FULL")
+                self._connection.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
                 self.embed_dim = self._read_header()
+            except sqlite3.OperationalError as error:
+                self._connection.close()
+                if _identity(self._path) is None:  # since a moment ago
+                    raise FileNotFoundError(self._path) from error
+                raise
             except BaseException:
                 self._connection.close()
                 raise
@@ -170,7 +194,7 @@ class SQLiteStore:
             )
 
     def rename(self, old: str, new: Row) -> bool:
-        record, old_path = _record(new), _path_bytes(old)
+        record, old_path = _record(new), path_bytes(old)
         with self._writing() as connection:
             found = connection.execute("SELECT id FROM rows WHERE path = ?", (old_path,)).fetchone()
             if found is None:
@@ -183,7 +207,7 @@ class SQLiteStore:
     def copy(self, old: str, new: Row) -> bool:
         if old == new.path:
             return self.rename(old, new)
-        record, old_path = _record(new), _path_bytes(old)
+        record, old_path = _record(new), path_bytes(old)
         with self._writing() as connection:
             found = connection.execute("SELECT id FROM rows WHERE path = ?", (old_path,)).fetchone()
             if found is None:
@@ -196,32 +220,33 @@ class SQLiteStore:
         return True
 
     def remove(self, paths: Collection[str]) -> int:
-        wanted = [(_path_bytes(path),) for path in paths]
+        wanted = [(path_bytes(path),) for path in paths]
         if not wanted:
             return 0
         with self._writing() as connection:
             return connection.executemany("DELETE FROM rows WHERE path = ?", wanted).rowcount
 
     def known(self, under: str | None = None) -> Iterator[Known]:
-        prefix = _path_bytes(under or "")
-        where, limits = _prefix_range(prefix)
+        within = beginning_with(path_bytes(under or ""))
+        query = (
+            "SELECT path, size_bytes, modified_ns, digest FROM rows "
+            f"WHERE {within.text} AND (? IS NULL OR path > ?) ORDER BY path LIMIT ?"
+        )
         last, size = None, 4096
         while True:  # a page at a time, so that nobody waits for whoever reads this
+            values = [*within.values, last, last, size]
             with self._reading() as connection:
-                start = "path > ?" if last is not None else "path >= ?"
-                query = f"SELECT path, size_bytes, modified_ns, digest FROM rows WHERE {start} AND {where}"
-                values = (prefix if last is None else last, *limits, size)
-                page = connection.execute(f"{query} ORDER BY path LIMIT ?", values).fetchall()
+                page = connection.execute(query, values).fetchall()
             for path, *others in page:
-                yield Known(_path_text(path), *others)
+                yield Known(path_text(path), *others)
             if len(page) < size:
                 return
             last = page[-1][0]
 
     def count(self, conditions: Sequence[Condition] = ()) -> int:
-        where, values = _where(conditions)
+        text, values = where(conditions)
         with self._reading() as connection:
-            return int(connection.execute(f"SELECT count(*) FROM rows WHERE {where}", values).fetchone()[0])
+            return int(connection.execute(f"SELECT count(*) FROM rows WHERE {text}", values).fetchone()[0])
 
     # Searching
 
@@ -229,15 +254,100 @@ class SQLiteStore:
         self, queries: NDArray[np.float32], k: int, conditions: Sequence[Condition] = (), *, exact: bool = False
     ) -> list[Neighbours]:
         queries = checked_queries(queries, k, self.embed_dim)
-        where, values = _where(conditions)
-        with self._reading() as connection:
-            table = f"embeddings JOIN rows USING (id) WHERE {where}" if conditions else "embeddings"
-            cursor = connection.execute(f"SELECT id, embedding FROM {table} ORDER BY id", values)
-            return nearest_in_chunks(self._chunks(cursor), queries, k)
+        text, values = where(conditions)
+        missing: FaissRecord | None = None
+        while True:
+            with self._reading() as connection:
+                allowed = None
+                if conditions:
+                    found = connection.execute(f"SELECT id FROM rows WHERE {text}", values)
+                    allowed = np.sort(np.fromiter((record[0] for record in found), np.int64))
+                record = None if exact else self._faiss_record(connection)
+                file = None
+                if record is not None and record != missing and not _is_for_all(k, allowed, record, self.exact_rows):
+                    try:
+                        file = self._faiss_file(record)
+                    except FileNotFoundError:
+                        missing = record  # unless another process has just made a newer one
+                        continue
+                if record is not None and record == missing:
+                    self._say_why_exact(f"{record.name} is missing; 'clip index' makes it anew")
+                if record is None or file is None:
+                    return nearest_in_chunks(self._chunks(connection, allowed), queries, k)
+                near = self._nearest_by_file(connection, file, queries, k, allowed)
+                later = nearest_in_chunks(self._chunks(connection, allowed, record.covered_id), queries, k)
+                return [merged(one, other, k) for one, other in zip(near, later, strict=True)]
 
-    def _chunks(self, cursor: sqlite3.Cursor) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def _nearest_by_file(
+        self,
+        connection: sqlite3.Connection,
+        file: FaissFile,
+        queries: NDArray[np.float32],
+        k: int,
+        allowed: NDArray[np.int64] | None,
+    ) -> list[Neighbours]:
+        best: list[Neighbours] = []
+        wanted = _candidates(k)
+        while len(best) < len(queries):
+            block = queries[len(best) : len(best) + _QUERIES]
+            proposed = list(file.candidates(block, wanted, allowed))
+            unique = np.unique(np.concatenate(proposed))
+            ids, embeddings = self._embeddings_of(connection, unique)
+            if len(ids) < 0.8 * len(unique) and wanted < file.rows:  # the others have been removed or replaced
+                wanted *= 2
+                continue
+            for query, near in zip(block, proposed, strict=True):
+                chosen = np.isin(ids, near, assume_unique=True)
+                best += nearest_in_chunks([(ids[chosen], embeddings[chosen])], query[None], k)
+        return best
+
+    def _chunks(
+        self, connection: sqlite3.Connection, allowed: NDArray[np.int64] | None = None, after: int = 0
+    ) -> Iterator[Chunk]:
+        """The rows behind an id, or those of them that are allowed, in order. Not too many are kept for the next
+        query, as long as nobody writes."""
+        version = connection.execute("PRAGMA data_version").fetchone()[0]
+        key = (after, version, connection.total_changes)
+        if self._matrix is not None and self._matrix[0] == key:
+            ids, embeddings = self._matrix[1]
+            if allowed is not None:
+                chosen = np.isin(ids, allowed, assume_unique=True)
+                ids, embeddings = ids[chosen], embeddings[chosen]
+            yield ids, embeddings
+        elif allowed is not None:
+            allowed = allowed[np.searchsorted(allowed, after, "right") :]
+            for start in range(0, len(allowed), _CHUNK_ROWS):
+                yield self._embeddings_of(connection, allowed[start : start + _CHUNK_ROWS])
+        else:
+            yield from self._all_chunks(connection, key)
+
+    def _all_chunks(self, connection: sqlite3.Connection, key: tuple[int, ...]) -> Iterator[Chunk]:
+        cursor = connection.execute("SELECT id, embedding FROM embeddings WHERE id > ? ORDER BY id", (key[0],))
+        self._matrix, read, kept = None, 0, list[Chunk]()
         while records := cursor.fetchmany(_CHUNK_ROWS):
-            yield np.array([record[0] for record in records], np.int64), self._embeddings(records)
+            chunk = self._chunk(records)
+            read += len(records)
+            if read <= self.exact_rows:
+                kept.append(chunk)
+            else:
+                kept.clear()
+            yield chunk
+        if kept:
+            ids, embeddings = zip(*kept, strict=True)
+            self._matrix = (key, (np.concatenate(ids), np.concatenate(embeddings)))
+
+    def _embeddings_of(self, connection: sqlite3.Connection, ids: NDArray[np.int64]) -> Chunk:
+        """Those that are there, in order of their ids."""
+        records = []
+        for start in range(0, len(ids), 500):
+            some = ids[start : start + 500].tolist()
+            places = ",".join("?" * len(some))
+            query = f"SELECT id, embedding FROM embeddings WHERE id IN ({places}) ORDER BY id"
+            records += connection.execute(query, some).fetchall()
+        return self._chunk(records)
+
+    def _chunk(self, records: Sequence[tuple[int, bytes]]) -> Chunk:
+        return np.array([record[0] for record in records], np.int64), self._embeddings(records)
 
     def _embeddings(self, records: Iterable[Sequence[Any]]) -> NDArray[np.float32]:
         """(N, E), of records that end in one."""
@@ -255,10 +365,10 @@ class SQLiteStore:
         return self._found([records[one] for one in wanted if one in records])
 
     def scan(self, conditions: Sequence[Condition] = (), *, batch_size: int = 4096) -> Iterator[Found]:
-        where, values = _where(conditions)
+        text, values = where(conditions)
         query = (
             f"SELECT id, {_ROW}, embedding FROM rows JOIN embeddings USING (id) "
-            f"WHERE id > ? AND id <= ? AND {where} ORDER BY id LIMIT ?"
+            f"WHERE id > ? AND id <= ? AND {text} ORDER BY id LIMIT ?"
         )
         with self._reading() as connection:
             end = connection.execute("SELECT max(id) FROM rows").fetchone()[0] or 0
@@ -276,37 +386,134 @@ class SQLiteStore:
         ids = np.array([record[0] for record in records], np.int64)
         return Found(ids, [_row(record[1:-1]) for record in records], self._embeddings(records))
 
-    # The whole index
+    # The file of faiss
+
+    def _faiss_record(self, connection: sqlite3.Connection) -> FaissRecord | None:
+        names = [field.name for field in dataclasses.fields(FaissRecord)]
+        found = connection.execute(f"SELECT {', '.join(names)} FROM faiss_file").fetchone()
+        return None if found is None else FaissRecord(**dict(zip(names, found, strict=True)))
+
+    def _faiss_file(self, record: FaissRecord) -> FaissFile | None:
+        """None if it cannot be used: then the search is exact. Raises FileNotFoundError."""
+        if self._faiss is None or self._faiss[0] != record:
+            if imported_faiss() is None:
+                self._say_why_exact("faiss is not installed; pip install 'everyclip[search]' makes large indexes fast")
+                return None
+            try:
+                self._faiss = (record, FaissFile.read(self._folder / record.name, record, self.embed_dim))
+            except DataError as error:
+                self._say_why_exact(f"{error}; 'clip index' makes it anew")
+                return None
+        return self._faiss[1]
+
+    def _say_why_exact(self, reason: str) -> None:
+        if not self._has_said_why_exact:
+            _log.info("%s: every row is compared: %s", self.address, reason)
+            self._has_said_why_exact = True
 
     def optimize(self) -> None:
-        """Nothing yet."""
-
-    def replacement(self, *, embed_dim: int, restart: bool = False) -> SQLiteStore:
+        if imported_faiss() is None or not can_be_compressed(self.embed_dim):
+            return
         import filelock
 
-        with filelock.FileLock(self._folder / "lock", timeout=_PATIENCE_SECONDS):
-            number = max(_catalogues(self._folder))
-            if number > self._number and not restart:
+        try:
+            held = filelock.FileLock(self._folder / f"nearest-{self._number}.lock").acquire(timeout=0)
+        except filelock.Timeout:  # another process is at it
+            return
+        except OSError as error:
+            raise ConfigError(f"{self.address}: cannot be written ({error.strerror}); check its permissions") from error
+        with held:
+            self._optimize()
+
+    def _optimize(self) -> None:
+        with self._reading() as connection:
+            record = self._faiss_record(connection)
+            ids = np.sort(np.fromiter((found[0] for found in connection.execute("SELECT id FROM rows")), np.int64))
+        if len(ids) <= self.exact_rows:
+            if record is not None:
+                self._replace_faiss(None)
+            return
+        file = None if record is None else self._lasting_faiss(record, ids)
+        if record is None or file is None:
+            with self._reading() as connection:
+                _, sample = self._embeddings_of(connection, _some(ids, FaissFile.sample_size(len(ids))))
+            file, covered_id, trained_rows = FaissFile.trained(sample, len(ids)), 0, len(ids)
+        else:
+            covered_id, trained_rows = record.covered_id, record.trained_rows
+        later = ids[np.searchsorted(ids, covered_id, "right") :]
+        if len(later) <= self.exact_rows // 25:  # compared in 5 ms
+            return
+        file.add(self._pages(later))
+        name = self._next_faiss_name()
+        size_bytes, checksum = file.write(self._folder / name)
+        _log.info("%s: %d rows in %s, %d bytes", self.address, file.rows, name, size_bytes)
+        self._replace_faiss(
+            FaissRecord(
+                name=name,
+                covered_id=int(ids[-1]),
+                rows=file.rows,
+                trained_rows=trained_rows,
+                size_bytes=size_bytes,
+                checksum=checksum,
+            )
+        )
+
+    def _lasting_faiss(self, record: FaissRecord, ids: NDArray[np.int64]) -> FaissFile | None:
+        """The file, if it is whole and its lists still suit the rows, so that later rows can be added to it."""
+        covered = np.searchsorted(ids, record.covered_id, "right")
+        if len(ids) > 2 * record.trained_rows or covered < 0.75 * record.rows:
+            return None
+        with contextlib.suppress(DataError, FileNotFoundError):
+            return FaissFile.read(self._folder / record.name, record, self.embed_dim, to_change=True)
+        return None
+
+    def _pages(self, ids: NDArray[np.int64]) -> Iterator[Chunk]:
+        """Each of a later instant; what is removed meanwhile is missing."""
+        for start in range(0, len(ids), _CHUNK_ROWS):
+            with self._reading() as connection:
+                page = self._embeddings_of(connection, ids[start : start + _CHUNK_ROWS])
+            yield page
+
+    def _next_faiss_name(self) -> str:
+        pattern = re.compile(rf"nearest-{self._number}-([0-9]+)\.faiss")
+        numbers = [int(found[1]) for path in self._folder.iterdir() if (found := pattern.fullmatch(path.name))]
+        return f"nearest-{self._number}-{max(numbers, default=0) + 1}.faiss"
+
+    def _replace_faiss(self, record: FaissRecord | None) -> None:
+        with self._writing() as connection:
+            connection.execute("DELETE FROM faiss_file")
+            if record is not None:
+                connection.execute("INSERT INTO faiss_file VALUES (?, ?, ?, ?, ?, ?)", dataclasses.astuple(record))
+        _unlink(self._folder, rf"\.?nearest-{self._number}-.*", but=None if record is None else record.name)
+
+    # The whole index
+
+    def replacement(self, *, embed_dim: int, restart: bool = False) -> SQLiteStore:
+        with _locked(self._folder):
+            last = max(self._number, *_catalogues(self._folder))
+            if last > self._number and not restart:
                 with contextlib.suppress(DataError):  # half made, or damaged
-                    left = type(self)(self._folder, number)
+                    left = type(self)(self._folder, last)
                     if left.embed_dim == embed_dim:
                         return left
                     left.close()
-            if number > self._number:
-                _remove(self._folder, number)
-            _make(self._folder, self._number + 1, embed_dim)
-            return type(self)(self._folder, self._number + 1)
+            for number in _catalogues(self._folder):
+                if number != self._number:
+                    _remove(self._folder, number)
+            _make(self._folder, last + 1, embed_dim)  # a new number: who has a removed one open shall notice
+            return type(self)(self._folder, last + 1)
 
     def take_over(self) -> None:
-        import filelock
-
-        with filelock.FileLock(self._folder / "lock", timeout=_PATIENCE_SECONDS):
-            old = _current(self._folder)
-            if old is None or old >= self._number:
+        with _locked(self._folder):
+            current = _current(self._folder)
+            if current is None or current >= self._number:
                 return
-            with type(self)(self._folder, old) as before, before._writing():  # whoever waits to write then sees it
+            with type(self)(self._folder, current) as old, old._writing():  # whoever waits to write then sees it
+                self._check_not_replaced()
                 _write_current(self._folder, self._number)
-            _remove(self._folder, old)
+            for number in _catalogues(self._folder):
+                if number < self._number:
+                    _remove(self._folder, number)
 
     def close(self) -> None:
         with self._lock:
@@ -326,6 +533,9 @@ class SQLiteStore:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """All that is read inside is of one instant."""
         with self._lock, self._translated():
+            if self._seen is not None and _state(self._path) not in (None, self._seen):
+                self._connection.close()
+                self._connect()
             self._connection.execute("BEGIN")
             try:
                 yield self._connection
@@ -348,11 +558,7 @@ class SQLiteStore:
     def _check_not_replaced(self) -> None:
         """A transaction in a database that is about to be removed would be lost without a word."""
         current = _current(self._folder)
-        try:
-            is_there = self._path.stat().st_ino == self._inode
-        except FileNotFoundError:
-            is_there = False
-        if current is None or current > self._number or not is_there:
+        if current is None or current > self._number or _identity(self._path) != self._identity:
             raise ConfigError(f"{self.address}: the index has been replaced by another process; open it again")
 
     @contextlib.contextmanager
@@ -403,23 +609,33 @@ def _catalogues(folder: Path) -> list[int]:
     return [int(name[1]) for name in names if name]
 
 
-def _create(folder: Path, embed_dim: int) -> int:
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """For what is more than a transaction; readers need no lock."""
     import filelock
 
+    try:
+        held = filelock.FileLock(folder / "lock").acquire(timeout=_PATIENCE_SECONDS)
+    except filelock.Timeout as error:
+        raise ConfigError(f"{folder}: another process has been changing the index for a minute; try again") from error
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror}); check its permissions") from error
+    with held:
+        yield
+
+
+def _create(folder: Path, embed_dim: int) -> int:
     if not 0 < embed_dim <= 65536:
         raise ConfigError(f"embed_dim {embed_dim}: must be between 1 and 65536")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        others = [
-            path.name for path in folder.iterdir() if not re.fullmatch(r"\..*|lock|.*\.lock|catalogue-.*", path.name)
-        ]
+        names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise ConfigError(f"{folder}: no index can be made here ({error.strerror}); choose another folder") from error
+    others = [name for name in names if not re.fullmatch(r"\..*|lock|.*\.lock|catalogue-.*", name)]
     if others and "CURRENT" not in others:
-        raise ConfigError(
-            f"{folder}: holds other files ({sorted(others)[0]!r}), no index; choose an empty or new folder"
-        )
-    with filelock.FileLock(folder / "lock", timeout=_PATIENCE_SECONDS):
+        raise ConfigError(f"{folder}: holds other files ({others[0]!r}) and no index; choose a new or an empty folder")
+    with _locked(folder):
         number = _current(folder)
         if number is None:
             for left in _catalogues(folder):  # of a process that ended before CURRENT was written
@@ -465,29 +681,66 @@ def _write_current(folder: Path, number: int) -> None:
 
 
 def _remove(folder: Path, number: int) -> None:
-    """Removes a catalogue; whoever has it open goes on reading it."""
-    for name in (f"catalogue-{number}.db", f"catalogue-{number}.db-wal", f"catalogue-{number}.db-shm"):
-        with contextlib.suppress(OSError):  # on Windows not while it is open
-            (folder / name).unlink()
+    """Removes a catalogue and what belongs to it; whoever has it open goes on reading it."""
+    with contextlib.suppress(OSError):  # the database first: without it nobody looks for the others
+        (folder / f"catalogue-{number}.db").unlink()
+    _unlink(folder, rf"catalogue-{number}\.db-.*|\.?nearest-{number}[-.].*")
+
+
+def _unlink(folder: Path, pattern: str, *, but: str | None = None) -> None:
+    for path in folder.iterdir():
+        if re.fullmatch(pattern, path.name) and path.name != but:
+            with contextlib.suppress(OSError):  # on Windows not while it is open
+                path.unlink()
+
+
+def _wal(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file it is; None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes when somebody else writes."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino, _wal(path).exists()
+
+
+# Searching by the file of faiss
+
+
+def _candidates(k: int) -> int:
+    """Proposals that are compared again. Measured at 1,000,000 × 512 with queries of text: of the 10 nearest 0.97 are
+    among them, of the 100 nearest 0.96."""
+    return 200 + 8 * k
+
+
+def _is_for_all(k: int, allowed: NDArray[np.int64] | None, record: FaissRecord, exact_rows: int) -> bool:
+    """Whether it is better to compare every row: few are allowed, or many are asked for."""
+    return (allowed is not None and len(allowed) <= exact_rows) or 4 * _candidates(k) > record.rows
+
+
+def _some(ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """A random sample, in order; the same each time."""
+    return np.sort(np.random.default_rng(0).choice(ids, count, replace=False))
 
 
 # Rows and their records
 
 
-def _path_bytes(path: str) -> bytes:
-    try:
-        return path.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{path!r}: a name with half a character ({error.reason}) cannot be kept") from error
-
-
-def _path_text(path: bytes) -> str:
-    return path.decode("utf-8", "surrogateescape")
-
-
 def _record(row: Row) -> tuple[Any, ...]:
     return (
-        _path_bytes(row.path),
+        path_bytes(row.path),
         row.size_bytes,
         row.modified_ns,
         row.digest,
@@ -501,21 +754,16 @@ def _record(row: Row) -> tuple[Any, ...]:
 
 def _metadata_text(row: Row) -> str:
     try:
-        return json.dumps({_key(name): value for name, value in row.metadata.items()}, allow_nan=False)
+        return json.dumps({key_of(name): value for name, value in row.metadata.items()}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{row.path}: its metadata cannot be kept as JSON: {error}") from error
-
-
-def _key(name: str) -> str:
-    """A name as it stands in the JSON: without quotes, escapes and what else SQLite's versions take differently."""
-    return quote(name, safe=" ", errors="surrogatepass")
 
 
 def _row(record: Sequence[Any]) -> Row:
     path, size_bytes, modified_ns, digest, width, height, kind, signature, text = record
     metadata = json.loads(text) if text else {}
     return Row(
-        path=_path_text(path),
+        path=path_text(path),
         size_bytes=size_bytes,
         modified_ns=modified_ns,
         digest=digest,
@@ -523,76 +771,5 @@ def _row(record: Sequence[Any]) -> Row:
         height=height,
         format=kind,
         signature=signature,
-        metadata={unquote(name, errors="surrogatepass"): value for name, value in metadata.items()},
+        metadata={name_of(name): value for name, value in metadata.items()},
     )
-
-
-# Conditions as SQL; all that comes from outside is bound, never part of the text
-
-
-class _SQL(NamedTuple):
-    text: str
-    values: list[Any]
-
-
-def _where(conditions: Sequence[Condition]) -> _SQL:
-    parts = [_condition(condition) for condition in checked_conditions(conditions)]
-    text = " AND ".join(f"({part.text})" for part in parts) or "1"
-    return _SQL(text, [value for part in parts for value in part.values])
-
-
-def _condition(condition: Condition) -> _SQL:
-    column, operator, value = condition
-    if column == "path":
-        assert isinstance(value, str)
-        if operator == "glob":
-            literal = re.match(r"[^*?\[]*", value)
-            assert literal
-            within = _prefix_range(_path_bytes(literal[0]))
-            return _SQL(f"path >= ? AND {within.text} AND path_matches(path, ?)", [
-                _path_bytes(literal[0]), *within.values, _path_bytes(value)
-            ])  # fmt: skip
-        return _SQL(f"path {operator} ?", [_path_bytes(value)])
-    if column in COLUMNS:
-        kind, place, found = "1", column, []
-    else:
-        kinds = (
-            "'true', 'false'"
-            if isinstance(value, bool)
-            else "'text'"
-            if isinstance(value, str)
-            else "'integer', 'real'"
-        )
-        at = f'$."{_key(column)}"'
-        kind, place, found = f"json_type(metadata, ?) IN ({kinds})", "json_extract(metadata, ?)", [at]
-    if operator == "glob":
-        assert isinstance(value, str)
-        return _SQL(f"{kind} AND text_matches(CAST({place} AS BLOB), ?)", [*found, *found, _text_bytes(value)])
-    if isinstance(value, str):
-        return _SQL(f"{kind} AND {place} {operator} CAST(? AS TEXT)", [*found, *found, _text_bytes(value)])
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        value = float(value) if abs(value) < 10**300 else float("inf") * (1 if value > 0 else -1)
-    return _SQL(f"{kind} AND {place} {operator} ?", [*found, *found, value])
-
-
-def _prefix_range(prefix: bytes) -> _SQL:
-    """An upper end of what begins with it."""
-    stem = prefix.rstrip(b"\xff")
-    if not stem:
-        return _SQL("1", [])
-    return _SQL("path < ?", [stem[:-1] + bytes([stem[-1] + 1])])
-
-
-def _text_bytes(text: str) -> bytes:
-    """As SQLite has the text of a JSON string, halves of surrogate pairs included."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _path_matches(path: bytes, pattern: bytes) -> bool:
-    return glob_matches(_path_text(path), _path_text(pattern))
-
-
-def _text_matches(text: bytes | None, pattern: bytes) -> bool:
-    if text is None:
-        return False
-    return glob_matches(text.decode("utf-8", "surrogatepass"), pattern.decode("utf-8", "surrogatepass"))

@@ -242,8 +242,7 @@ def checked_queries(queries: NDArray[np.float32], k: int, embed_dim: int) -> NDA
     if not np.isfinite(queries).all():
         raise ShapeError("a query has numbers that are not finite")
     norms = np.linalg.norm(queries, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = queries / np.where(norms > 0, norms, np.float32(1))
-    return unit
+    return (queries / np.where(norms > 0, norms, 1)).astype(np.float32)
 
 
 def glob_matches(text: str, pattern: str) -> bool:

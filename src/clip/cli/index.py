@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from clip.search.changes import Failed, Report
     from clip.search.embedded import Embedded
     from clip.search.index import Index
+    from clip.search.ray_engine import RayEngine
     from clip.search.sources import Pictures
 
 __all__ = ["command"]
@@ -49,6 +50,21 @@ clip index --re-embed --model ViT-L/14 --into photos.index
 @click.option("--image-column", metavar="NAME", help="Column of a table with the paths of pictures.")
 @click.option("--embedding-column", metavar="NAME", help="Column of a table with embeddings.")
 @click.option("--failures", metavar="FILE", help="Also write what could not be indexed, one JSON object a line.")
+@click.option(
+    "--engine",
+    type=click.Choice(("local", "ray")),
+    default="local",
+    show_default=True,
+    help="What embeds new pictures: this process, or workers of Ray.",
+)
+@click.option("--ray-address", metavar="ADDRESS", help="Of a cluster; without it, Ray is started on this machine.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Of Ray: processes that hold the model.")
+@click.option(
+    "--work-folder",
+    metavar="FOLDER",
+    help="For Ray: where workers leave what they have done; all machines see it under this path. By default in the "
+    "index.",
+)
 @options.json_output("Print one JSON object about what was done.")
 @options.model_options
 @options.batch_size(32)
@@ -61,6 +77,10 @@ def command(
     image_column: str | None,
     embedding_column: str | None,
     failures: str | None,
+    engine: str,
+    ray_address: str | None,
+    workers: int | None,
+    work_folder: str | None,
     as_json: bool,
     model: str,
     device: str | None,
@@ -81,6 +101,10 @@ def command(
     """
     if re_embed and sources:
         raise click.UsageError("--re-embed is for the whole index; leave the folders out")
+    if engine != "ray" and (ray_address or workers or work_folder):
+        raise click.UsageError("--ray-address, --workers and --work-folder are for --engine ray")
+    if re_embed and engine == "ray":
+        raise click.UsageError("--re-embed is done by this process; leave --engine out")
     from clip.search.index import Index, default_address
 
     is_default = click.get_current_context().get_parameter_source("model") is click.core.ParameterSource.DEFAULT
@@ -97,6 +121,9 @@ def command(
         else:
             if named is not None:
                 index.about.check_weights(index.encoder.name, index.encoder.fingerprint, address)
+            if engine == "ray":
+                ray = {"address": ray_address, "workers": workers, "device": device, "precision": precision}
+                job.use_ray(stack, work_folder, ray)
             job.update(sources, remove_missing, (image_column, embedding_column), is_claimed=named is not None)
         report = job.report
         if as_json:
@@ -142,6 +169,26 @@ class _Job:
 
         self._session, self._index, self._failed, self._batch_size = session, index, failed, batch_size
         self.report = Report()
+        self._ray: RayEngine | None = None
+        self._bar: Progress | None = None
+
+    def use_ray(self, stack: contextlib.ExitStack, work_folder: str | None, how: dict[str, Any]) -> None:
+        """Has workers of Ray embed what is new. First stores what they did for an earlier, ended command."""
+        from clip.search.ray_engine import RayEngine
+
+        if work_folder is None and not os.path.isdir(self._index.address):  # noqa: PTH112
+            raise click.UsageError(f"{self._index.address} is no folder; name one with --work-folder")
+        self._ray = stack.enter_context(
+            RayEngine(
+                self._index.store,
+                self._index.encoder.name,
+                work_folder=work_folder or os.path.join(self._index.address, "work"),  # noqa: PTH118
+                batch_size=self._batch_size,
+                on_progress=self._advance,
+                on_failure=self._failed,
+                **how,
+            )
+        )
 
     def update(
         self, sources: Sequence[str], remove_missing: bool, columns: tuple[str | None, str | None], *, is_claimed: bool
@@ -164,12 +211,14 @@ class _Job:
                 self._add(opened)
         if roots or not sources:
             self._update_folders(roots or None, remove_missing)
+        if self._ray:
+            self.report.include(self._ray.report)
         with self.report.seconds.spent("total"), self.report.seconds.spent("storing"):
             self._index.refresh()
 
     def _update_folders(self, roots: Sequence[str] | None, remove_missing: bool) -> None:
         from clip.search.changes import find_changes, read_roots
-        from clip.search.indexing import apply_changes
+        from clip.search.indexing import apply_changes, set_apart
 
         if roots is None and not read_roots(self._index.store):
             raise ConfigError(f"{self._index.address}: no folder was indexed yet; name one: clip index FOLDER")
@@ -183,27 +232,34 @@ class _Job:
                 f"be away; to forget them: clip index --remove-missing {shlex.quote(kept.root)} "
                 f"--into {shlex.quote(self._index.address)}"
             )
-        with self._bar("Indexing", len(changes.pending)) as bar:
-            store, encoder = self._index.store, self._index.encoder
-            self.report.include(apply_changes(store, encoder, changes, **self._how(bar)))
+        store, encoder = self._index.store, self._index.encoder
+        with self._showing("Indexing", len(changes.pending)):
+            if self._ray:
+                changes, parts = set_apart(store, changes)
+                self._ray.add(parts)
+            self.report.include(apply_changes(store, encoder, changes, **self._how()))
 
     def _add(self, pictures: Pictures) -> None:
         from clip.search.indexing import add_items
         from clip.search.seen import Seen
 
         problems: list[Failed] = []
-        items = pictures.items(self._on_problem(problems), functools.partial(Seen, self._index.store))
-        with self._bar(f"Indexing {pictures.name}", pictures.total()) as bar:
-            self.report.include(add_items(self._index.store, self._index.encoder, items, **self._how(bar)))
+        source = self._on_problem(problems), functools.partial(Seen, self._index.store)
+        with self._showing(f"Indexing {pictures.name}", pictures.total()):
+            if self._ray:
+                self._ray.add(pictures.parts(*source))
+            else:
+                items = pictures.items(*source)
+                self.report.include(add_items(self._index.store, self._index.encoder, items, **self._how()))
         self.report.failed += problems
 
     def _import(self, embedded: Embedded, *, is_claimed: bool) -> None:
         from clip.search.embedded import import_embeddings
 
         embedded.check(self._index.about, self._index.address, is_claimed=is_claimed)
-        with self._bar(f"Importing {embedded.name}", embedded.total()) as bar:
+        with self._showing(f"Importing {embedded.name}", embedded.total()):
             on_problem = self._on_problem(self.report.failed)
-            done = import_embeddings(self._index.store, embedded, on_problem=on_problem, on_batch=bar.advance)
+            done = import_embeddings(self._index.store, embedded, on_problem=on_problem, on_batch=self._advance)
         self.report.added += done.rows
 
     def re_embed(self, model: str, how: dict[str, Any], remove_missing: bool) -> None:
@@ -211,9 +267,9 @@ class _Job:
         from clip.search.encoder import Encoder
         from clip.search.re_embedding import re_embed
 
-        with self._bar("Embedding", len(self._index)) as bar:
+        with self._showing("Embedding", len(self._index)):
             encoder = Encoder(model, **how)
-            done = re_embed(self._index.store, encoder, remove_missing=remove_missing, **self._how(bar))
+            done = re_embed(self._index.store, encoder, remove_missing=remove_missing, **self._how())
         if not done.has_taken_over:
             raise ClipError(
                 f"{self._index.address}: {len(done.report.failed)} of {len(self._index)} pictures cannot be read, so "
@@ -223,16 +279,20 @@ class _Job:
         self.report.include(done.report)
 
     @contextlib.contextmanager
-    def _bar(self, what: str, total: int | None) -> Iterator[Progress]:
+    def _showing(self, what: str, total: int | None) -> Iterator[None]:
         with progress(self._session, what, lambda: total) as bar:
-            self._failed.bar = bar
+            self._bar = self._failed.bar = bar
             try:
-                yield bar
+                yield
             finally:
-                self._failed.bar = None
+                self._bar = self._failed.bar = None
 
-    def _how(self, bar: Progress) -> dict[str, Any]:
-        return {"batch_size": self._batch_size, "on_progress": bar.advance, "on_failure": self._failed}
+    def _advance(self, count: int) -> None:
+        if self._bar:
+            self._bar.advance(count)
+
+    def _how(self) -> dict[str, Any]:
+        return {"batch_size": self._batch_size, "on_progress": self._advance, "on_failure": self._failed}
 
     def _on_problem(self, problems: list[Failed]) -> Callable[[ClipError], None]:
         """For the records of a source, whose errors name them."""
@@ -256,4 +316,4 @@ def _summary(report: Report) -> str:
         for part in ("walking", "decoding", "model", "storing")
         if getattr(seconds, part) >= 0.01 * seconds.total
     )
-    return f"{', '.join(parts) or 'nothing there'}; {seconds.total:.1f} s ({where})"
+    return f"{', '.join(parts) or 'no change'}; {seconds.total:.1f} s{f' ({where})' if where else ''}"

@@ -31,9 +31,9 @@ from clip.search.documents import read_about
 from clip.search.items import Item
 from clip.search.prepare import Contents, Prepared, prepare, prepare_contents, read_contents
 from clip.search.store import Condition, Known, Row, Store
-from clip.search.walk import is_gone
+from clip.search.walk import PictureFile, is_gone
 
-__all__ = ["ImageEncoder", "add_items", "apply_changes", "update_folders"]
+__all__ = ["Files", "ImageEncoder", "add_items", "apply_changes", "set_apart", "update_folders"]
 
 _STORE_SECONDS, _STORE_ROWS = 1.0, 4096
 """What is embedded is stored when the first of it has waited for so long, or when there is so much."""
@@ -86,14 +86,37 @@ def apply_changes(
             twins = _Twins(store, changes)
         run = _Run(store, encoder, report, batch_size, on_progress, on_failure)
         run.before, run.twins = changes.before, twins
-        run.do((Item(path=path, image=path, size_bytes=size, modified_ns=modified)
-                for path, size, modified in changes.pending), workers)  # fmt: skip
+        run.do(map(_item, changes.pending), workers)
         with report.seconds.spent("storing"):
             left = [path for path in twins.unused if is_gone(path)]  # another process may have written it again
             for first in range(0, len(left), _STORE_ROWS):
                 report.removed += store.remove(left[first : first + _STORE_ROWS])
             store.remove([path for path in twins.used if is_gone(path)])
     return report
+
+
+def set_apart(store: Store, changes: Changes, *, portion: int = 1024) -> tuple[Changes, Iterator[Files]]:
+    """Changes without the files that are certainly new to the index, and these in portions for others to embed.
+
+    What may only have moved, whose size is that of a picture in the index, needs the index and no model.
+    """
+    sizes = {row.size_bytes for row in store.known() if row.digest is not None} if changes.pending else set()
+    here: list[PictureFile] = []
+    apart: list[PictureFile] = []
+    for file in changes.pending:
+        (here if file.path in changes.before or file.size_bytes in sizes else apart).append(file)
+    parts = (Files(tuple(apart[first : first + portion])) for first in range(0, len(apart), portion))
+    return dataclasses.replace(changes, pending=here), parts
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Files:
+    """Some picture files, as a ``clip.search.sources.Part``: another process reads them."""
+
+    files: tuple[PictureFile, ...]
+
+    def items(self, on_problem: Callable[[ClipError], None]) -> Iterator[Item]:
+        return map(_item, self.files)
 
 
 def add_items(
@@ -113,6 +136,10 @@ def add_items(
         run = _Run(store, encoder, report, batch_size, on_progress, on_failure)
         run.do(run.unknown(items), workers)
     return report
+
+
+def _item(file: PictureFile) -> Item:
+    return Item(path=file.path, image=file.path, size_bytes=file.size_bytes, modified_ns=file.modified_ns)
 
 
 class _Twins:

@@ -6,7 +6,7 @@ texts are kept in a spelling of our own, in which none of that occurs, and nothi
 what matters: two texts compare as their bytes do, and the spelling of a beginning is the beginning of the spelling.
 
 Metadata are kept by type: ``facets["n:year"]`` exists only if ``year`` is a number. A server that takes true for 1, or
-a missing key for one that differs, then still answers as ``Condition`` says.
+a string for something greater than a number, then still answers as ``Condition`` says.
 """
 
 from __future__ import annotations
@@ -162,10 +162,12 @@ def _metadata(name: str, sign: str, value: str | float | bool) -> str | None:
         field, literal = _field("s", name), f'"{spelled(value)}"'
     else:
         field = _field("n", name)
-        if not abs(value) < _GREATEST:
-            return f"exists {field}" if _COMPARE[sign](0, value) else None
+        if not abs(value) < _GREATEST:  # every number is on the same side of it
+            return f"{field} < 0 or {field} >= 0" if _COMPARE[sign](0, value) else None
         literal = repr(_number(value))
-    return f"(exists {field}) and ({field} {_SIGNS[sign]} {literal})"  # "exists" binds less than "and"
+    if sign == "!=":  # servers differ in whether a key that is missing is another value; it is neither less nor greater
+        return f"{field} < {literal} or {field} > {literal}"
+    return f"{field} {_SIGNS[sign]} {literal}"
 
 
 def _like(field: str, pattern: str, spell: Callable[[str], str]) -> str:

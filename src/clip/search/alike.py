@@ -72,7 +72,7 @@ def clusters(
 ) -> Iterator[Cluster]:
     """All clusters among the rows that fulfil all conditions, the largest first.
 
-    The rows are compared at once, and about 90 bytes of each remembered; those of a cluster are read again when its
+    The rows are compared at once, with some 260 bytes of memory for each; those of a cluster are read again when its
     turn comes.
     same_file: only of files that are equal byte for byte.
     on_progress: told of so many more rows that were read.

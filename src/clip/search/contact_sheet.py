@@ -56,8 +56,8 @@ _Wanted = tuple[str, int]  # the path of a picture, and the side of its copy
 
 def search_page(results: Results, *, address: str) -> str:
     """The hits of a query as an HTML page, the best first; the pictures of the query stand above them."""
-    query = parse(results.query)
-    pictures = query.images
+    # A picture that was asked for as bytes or pixels has no file.
+    pictures = [os.path.abspath(path) for path in parse(results.query).images if os.path.isfile(path)]  # noqa: PTH100, PTH113
     wanted = [(path, _SMALL_SIDE) for path in pictures]
     wanted += [(hit.path, _SIDE) for hit in results.hits]
     wanted += [(path, _SMALL_SIDE) for hit in results.hits for path in hit.alike[:_MAX_SMALL]]

@@ -77,10 +77,13 @@ def test_hits_with_their_pictures(tmp_path: Path) -> None:
     assert bars == ["width:93.4%", "width:0.0%"]
 
 
-def test_pictures_that_were_asked_for_stand_above(tmp_path: Path) -> None:
+def test_pictures_that_were_asked_for_stand_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = (_picture(tmp_path / f"{seed}.png", seed) for seed in range(2))
-    page = Page(search_page(_results(_hit(one), query=f'sunset AND +"{two}"'), address="x"))
+    monkeypatch.chdir(tmp_path)
+    page = Page(search_page(_results(_hit(one), query='sunset AND +1.png AND +"image 3"'), address="x"))
     assert [image["alt"] for image in page.all("img")] == ["1.png", "0.png"]
+    assert page.all("a")[0]["href"] == Path(two).as_uri()
+    assert "not there" not in page.text  # what came as bytes has no file
 
 
 def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:

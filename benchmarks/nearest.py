@@ -10,9 +10,10 @@ all embeddings in memory as float32 and answers by ``X @ q`` and ``argpartition`
 round, on the same threads; a ratio is taken within a round, and the table gives the median and, in brackets, the least
 and the largest. "Batch" is all queries of a batch in one call, NumPy's by one matrix product.
 
-Recall is the share of the true ten nearest that are among the ten found, with 1000 queries of the set (filters: 200); truth is float32, so what float16 changes counts against the index. A filter is a condition on the size of the
-file that this share of the pictures fulfils. Memory of "index" is the peak of a process that has answered all of this;
-the first answer is from the creation of a process, with files in the disk's cache.
+Recall is the share of the true ten nearest that are among the ten found, for a thousand queries (with filters: 200).
+Truth is float32, so what float16 changes counts against the index. A filter is a condition on the size of the file that
+this share of the pictures fulfils. Memory of "index" is the peak of a process that has answered all of this, with the
+pages of files that it has mapped; the first answer is from the creation of a process, with files in the disk's cache.
 """
 
 from __future__ import annotations

@@ -76,6 +76,21 @@ def test_without_pymilvus_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
         open_store("milvus+http://127.0.0.1:1/photos")
 
 
+def test_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    pymilvus = pytest.importorskip("pymilvus")
+    given = {}
+
+    def client(**arguments: Any) -> None:
+        given.update(arguments)
+        raise pymilvus.MilvusException(message="that is all")
+
+    monkeypatch.setattr(pymilvus, "MilvusClient", client)
+    monkeypatch.setenv("MILVUS_TOKEN", "root:Milvus")
+    with pytest.raises(DataError, match="that is all"):
+        open_store("milvus+https://[::1]/photos")
+    assert (given["uri"], given["token"]) == ("https://[::1]:19530", "root:Milvus")
+
+
 def test_where_no_server_is_that_is_said_soon_and_nothing_else_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pymilvus")
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -26,12 +26,13 @@ def where(conditions: Sequence[Condition]) -> SQL:
     return SQL(text, [value for part in parts for value in part.values])
 
 
-def beginning_with(prefix: bytes) -> SQL:
-    """Paths that begin so, by the index of paths."""
+def beginning_with(prefix: bytes, *, after: bytes | None = None) -> SQL:
+    """Paths that begin so, by the index of paths; those behind one of them."""
+    begin = SQL("path >= ?", [prefix]) if after is None else SQL("path > ?", [after])
     stem = prefix.rstrip(b"\xff")
     if not stem:
-        return SQL("path >= ?", [prefix])
-    return SQL("path >= ? AND path < ?", [prefix, stem[:-1] + bytes([stem[-1] + 1])])
+        return begin
+    return SQL(f"{begin.text} AND path < ?", [*begin.values, stem[:-1] + bytes([stem[-1] + 1])])
 
 
 def add_functions(connection: sqlite3.Connection) -> None:

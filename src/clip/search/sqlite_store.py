@@ -227,16 +227,12 @@ class SQLiteStore:
             return connection.executemany("DELETE FROM rows WHERE path = ?", wanted).rowcount
 
     def known(self, under: str | None = None) -> Iterator[Known]:
-        within = beginning_with(path_bytes(under or ""))
-        query = (
-            "SELECT path, size_bytes, modified_ns, digest FROM rows "
-            f"WHERE {within.text} AND (? IS NULL OR path > ?) ORDER BY path LIMIT ?"
-        )
-        last, size = None, 4096
+        prefix, last, size = path_bytes(under or ""), None, 4096
         while True:  # a page at a time, so that nobody waits for whoever reads this
-            values = [*within.values, last, last, size]
+            text, values = beginning_with(prefix, after=last)
+            query = f"SELECT path, size_bytes, modified_ns, digest FROM rows WHERE {text} ORDER BY path LIMIT ?"
             with self._reading() as connection:
-                page = connection.execute(query, values).fetchall()
+                page = connection.execute(query, (*values, size)).fetchall()
             for path, *others in page:
                 yield Known(path_text(path), *others)
             if len(page) < size:

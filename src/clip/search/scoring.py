@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import math
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -45,6 +46,9 @@ _SHARE = 0.25
 
 _TYPICAL = 20
 """Pictures that answer best what is wanted: an exclusion is measured from their median."""
+
+_MOST_WAYS = 64
+"""To fulfil a query, before the mean of its choices stands for them."""
 
 _LEAST_DEVIATION, _LEAST_SLOPE = 1e-4, 0.1
 _STEPS, _PENALTY = 30, 1e-3
@@ -129,10 +133,15 @@ class Background:
                     raise DataError(
                         f"{address}: its background is of version {version}; this everyclip reads {_VERSION}"
                     )
-                slope, intercept = arrays["curve"].tolist()
-                return cls(anchors=arrays["anchors"], sample=arrays["sample"], curve=Curve(slope, intercept))
+                slope, intercept = arrays["curve"].astype(np.float64, casting="safe").tolist()
+                anchors, sample = arrays["anchors"], arrays["sample"]
         except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{address}: its background cannot be read ({error}); make the index anew") from error
+        good = math.isfinite(slope) and math.isfinite(intercept) and anchors.ndim == sample.ndim == 2 and len(anchors)
+        good = good and anchors.dtype == sample.dtype == np.float16 and anchors.shape[1] == sample.shape[1]
+        if not (good and np.isfinite(anchors).all() and np.isfinite(sample).all()):
+            raise DataError(f"{address}: its background cannot be read (it is no background); make the index anew")
+        return cls(anchors=anchors, sample=sample, curve=Curve(slope, intercept))
 
 
 def calibration_pairs() -> Pairs:
@@ -149,11 +158,15 @@ def calibration_pairs() -> Pairs:
 def probes(query: Query, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """(P, E), unit norm: ask the store for the nearest of each; what any of them finds is worth to be scored.
 
-    They are the terms that are wanted, and for terms that must hold together also their mean.
+    They are the terms that are wanted, and sums of those that are wanted together: for ``(a OR b) AND c`` of a and c,
+    and of b and c.
     """
     is_wanted = ~np.array(query.is_negated)
-    found = [*embeddings[is_wanted], *_means(query, embeddings)]
-    return np.stack([probe / max(float(np.linalg.norm(probe)), 1e-12) for probe in found]).astype(np.float32)
+    ways = _ways(query.tree, iter(zip(query.terms, embeddings.astype(np.float64), strict=True)))
+    found = np.stack([*embeddings[is_wanted], *(way.total for way in ways if way.is_sum)])
+    norms = np.linalg.norm(found, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = (found / np.maximum(norms, 1e-12)).astype(np.float32)
+    return unit
 
 
 def score(query: Query, cosines: NDArray[np.float32], reference: Reference, count: int) -> Scored:
@@ -279,26 +292,29 @@ def _log_of_rest(log_probability: NDArray[np.float64]) -> NDArray[np.float64]:
     return rest
 
 
-def _means(query: Query, embeddings: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    rows = iter(embeddings)
+class _Way(NamedTuple):
+    """One of the ways in which a part of a query can be fulfilled."""
 
-    def wanted(node: Node) -> Iterator[NDArray[np.float32]]:
-        """The terms below a node, with the means of what stands together on the way."""
-        if isinstance(node, Term):
-            yield node.weight * next(rows)
-            return
-        below = [list(wanted(part)) for part in node.parts]
-        if isinstance(node, All):
-            for part in node.without:
-                list(wanted(part))
-            if len(below) > 1:
-                yield np.sum([np.mean(part, axis=0) for part in below if part], axis=0)
-                return
-        for embeddings_below in below:
-            yield from embeddings_below
+    total: NDArray[np.float64]
+    """(E,) the embeddings of the terms that then hold."""
+    is_sum: bool
+    """Whether there are several."""
 
-    if not isinstance(query.tree, Term):
-        yield from wanted(query.tree)
+
+def _ways(node: Node, terms: Iterator[tuple[Term, NDArray[np.float64]]]) -> list[_Way]:
+    if isinstance(node, Term):
+        term, embedding = next(terms)
+        return [_Way(term.weight * embedding, False)]
+    parts = [_ways(part, terms) for part in node.parts]
+    if isinstance(node, Any):
+        return [way for part in parts for way in part]
+    for part in node.without:
+        _ways(part, terms)  # moves on to the terms behind it
+    if math.prod(map(len, parts)) > _MOST_WAYS:
+        parts = [[_Way(np.mean([way.total for way in part], axis=0), True)] for part in parts]
+    if len(parts) == 1:
+        return parts[0]
+    return [_Way(np.sum([way.total for way in chosen], axis=0), True) for chosen in itertools.product(*parts)]
 
 
 def _drawn(batches: Iterable[NDArray[np.float32]], size: int, seed: int, embed_dim: int) -> NDArray[np.float16]:

@@ -63,7 +63,7 @@ def brute_force(
     return [path for _, _, path in sorted(ranked)[:k]]
 
 
-HOSTILE = ["/p/a\nb.jpg", "/p/caf\udce9.jpg", "/p/\udcff\udcfe", "/p/'\"; DROP TABLE rows; --", "/p/%_*?[x]", "/p/日本.png",
+HOSTILE = ["/p/a\nb.jpg", "/p/日本.png", "/p/caf\udce9.jpg", "/p/\udcff\udcfe", "/p/'\"; DROP TABLE rows; --", "/p/%_*?[x]",
            "/p/ \t", "/p/\U0001f436.gif", "/p/é", "/p/e\u0301", "/p/\\", "/p/${x}", "shard.tar/member.jpg"]  # fmt: skip
 
 
@@ -98,8 +98,8 @@ def a_row_comes_back_as_it_was(index: Index) -> None:
         height=3000,
         format="JPEG",
         signature=bytes(range(56)),
-        metadata={"text": 'é"\n', "number": -3, "real": 0.1, "yes": True, "none": None, "list": [1, {"a": "b"}], "": "empty",
-                  "key.with $\"'\\ é %41": 1, "half": "\udcff"},
+        metadata={"text": 'é"\n', "number": -3, "real": 0.1, "yes": True, "none": None, "list": [1, {"a": "b"}],
+                  "": "empty", "key.with $\"'\\ é %41": 1, "half": "\udcff"},
     )  # fmt: skip
     bare = Row(path="name")
     embeddings = unit(2)
@@ -154,7 +154,7 @@ def nothing_of_a_refused_call_is_stored(index: Index) -> None:
     store.add(rows(1), unit(1))
     bad = unit(3)
     bad[2, 4] = np.nan
-    with pytest.raises(ShapeError, match="0002.jpg"):
+    with pytest.raises(ShapeError, match=r"0002\.jpg"):
         store.add(rows(3), bad)
     bad[2, 4] = np.inf
     with pytest.raises(ShapeError):
@@ -291,8 +291,9 @@ def conditions_hold_as_they_say(index: Index) -> None:
         "metadata": ["", 1],
         "id": [1],
     }  # fmt: skip
-    patterns = ["*", "", "?", "/a/*", "/a/*.jpg", "*.JPG", "/?/*", "*\n*", "/b/caf?", "/b/caf\udce9", "/b/[[]x][*]", "ab[cd]",
-                "ab[!c]", "[!a]*", "A*", "é", "e*", "*%*", "ab_", "\U0001f436", "a?", "l*d", "[", "*[", "/a/[a-z]*"]  # fmt: skip
+    patterns = ["*", "", "?", "/a/*", "/a/*.jpg", "*.JPG", "/?/*", "*\n*", "/b/caf?", "/b/caf\udce9", "/b/[[]x][*]",
+                "ab[cd]", "ab[!c]", "[!a]*", "A*", "é", "e*", "*%*", "ab_", "\U0001f436", "a?", "l*d", "[", "*[",
+                "/a/[a-z]*"]  # fmt: skip
     asked = 0
     for column, some in values.items():
         tried: list[Condition] = []

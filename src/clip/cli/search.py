@@ -185,7 +185,7 @@ def _plain_table(results: Results) -> None:
     """Whole paths, which come last but for what is folded into a hit: for a person, a log, or ``grep``."""
     width = len(str(len(results.hits)))
     for rank, hit in enumerate(results.hits, start=1):
-        line = f"{rank:>{width}}  {hit.match:>6.1%}  {hit.similarity:>6.3f}  {printable(hit.path)}  {_alike(hit)}"
+        line = f"{rank:>{width}}  {hit.match:>6.1%}  {hit.similarity:>z6.3f}  {printable(hit.path)}  {_alike(hit)}"
         print(line.rstrip())
 
 
@@ -218,7 +218,7 @@ def _terminal_table(results: Results) -> None:
         table.add_row(
             Text(f"{rank:>{rank_width}}", style="dim"),
             Text(f"{hit.match:>6.1%}{bar}"),
-            Text(f"{hit.similarity:>6.3f}", style="dim"),
+            Text(f"{hit.similarity:>z6.3f}", style="dim"),
             Text(_tail(printable(_near(hit.path)), widths[-1], cell_len), style="bold" if hit.match >= 0.5 else ""),
             Text(_alike(hit), style="dim"),
         )

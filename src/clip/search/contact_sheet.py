@@ -275,7 +275,7 @@ _SEARCH = """
 {{ image(hit.picture) }}
 <p class="match">{{ bar(hit.match) }} <b>{{ whole_percent(hit.match) }}</b></p>
 {{ about(hit.picture, hit.facts) }}
-<p class="facts">similarity {{ "%.3f"|format(hit.similarity) }}</p>
+<p class="facts">similarity {{ "{:z.3f}".format(hit.similarity) }}</p>
 {% if hit.count %}
 <details><summary>{{ hit.count|thousands }} alike</summary>
 <ul class="few">

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clip.model import CLIP, Activation
     from clip.preprocess import Preprocess
 
-__all__ = ["available_models", "convert", "find", "load", "save", "tokenize"]
+__all__ = ["available_models", "convert", "find", "find_here", "load", "save", "tokenize"]
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -165,6 +165,19 @@ def find(name: str | os.PathLike[str], download_root: str | os.PathLike[str] | N
         f"model {text!r} not found, and no file or folder has that name; available models: "
         f"{choices(text, available_models())}"
     )
+
+
+def find_here(name: str | os.PathLike[str]) -> Path | None:
+    """The local file or folder of a model, or None where it would have to be fetched, or is not known."""
+    text = os.fspath(name)
+    if text in _MODELS:
+        from clip.checkpoints.download import default_directory
+        from clip.checkpoints.registry import sha256_in_url
+        from clip.checkpoints.verified import is_verified
+
+        path, sha256 = default_directory() / os.path.basename(_MODELS[text]), sha256_in_url(_MODELS[text])  # noqa: PTH119
+        return path if path.is_file() and (sha256 is None or is_verified(path, sha256)) else None
+    return find(name, None) if text == BUNDLED or os.path.exists(text) else None  # noqa: PTH110
 
 
 def _download(url: str, root: str | os.PathLike[str] | None = None) -> str:

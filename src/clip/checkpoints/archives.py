@@ -10,18 +10,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickletools
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
 from clip.errors import CheckpointError
 
-__all__ = ["Archive", "read_archive"]
+__all__ = ["Archive", "StoredTensor", "View", "read_archive"]
 
 MAX_PICKLE_BYTES = 8 << 20
 """Largest structure that is read, some seconds of work; that of an OpenAI archive has about half a megabyte."""
@@ -38,21 +36,50 @@ class Archive:
     is_torchscript: bool
 
 
-def read_archive(path: Path) -> Archive:
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where in the file a tensor lies; all of it is there."""
+
+    dtype: str
+    """By torch's name, without ``torch.``."""
+    start: int
+    """Byte of the file at which the first number lies."""
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    """In numbers."""
+
+    @property
+    def itemsize(self) -> int:
+        return _ITEM_SIZES[self.dtype]
+
+    @property
+    def count(self) -> int:
+        """Numbers from the first to the last, with those between them that are not the tensor's."""
+        if 0 in self.size:
+            return 0
+        return 1 + sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
+
+
+View = Callable[[StoredTensor], Any]
+"""Makes a tensor, of torch or of NumPy, over the mapped file; whatever it gives has ``ndim``."""
+
+
+def read_archive(path: Path, view: View | None = None) -> Archive:
     """The content of a zip written by ``torch.save`` (torch 1.6 or later) or by TorchScript.
 
+    view: what makes its tensors; by default they are torch's, in one private memory map of the file.
     Raises CheckpointError, with the reason, for anything else.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(path, archive)
+            return _read(path, archive, view or _torch_view(path))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path} is not a readable zip file: {error}; it may be cut: fetch it again") from error
 
 
-def _read(path: Path, archive: zipfile.ZipFile) -> Archive:
+def _read(path: Path, archive: zipfile.ZipFile, view: View) -> Archive:
     entries = {info.filename: info for info in archive.infolist()}
     roots = [name.removesuffix("data.pkl") for name in entries if name.split("/")[-1] == "data.pkl"]
     if len(roots) != 1:
@@ -65,7 +92,7 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Archive:
     program = _read_entry(archive, entries[f"{root}data.pkl"], MAX_PICKLE_BYTES)
     prefix = f"{root}data/"
     files = {name.removeprefix(prefix): info for name, info in entries.items() if name.startswith(prefix)}
-    content = _Machine(_Storages(path, files)).run(program)
+    content = _Machine(_Storages(path, files, view)).run(program)
     if f"{root}constants.pkl" in entries:
         return Archive(dict(_tensors(content)), is_torchscript=True)
     return Archive(content, is_torchscript=False)
@@ -80,24 +107,43 @@ def _read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> 
         return file.read(limit)
 
 
-class _Storages:
-    """The storages of an archive as slices of one private memory map of the file."""
+def _torch_view(path: Path) -> View:
+    import torch
 
-    def __init__(self, path: Path, files: dict[str, zipfile.ZipInfo]) -> None:
+    storage: Any = None  # mapped with the first tensor
+
+    def view(stored: StoredTensor) -> torch.Tensor:
+        nonlocal storage
+        if storage is None:
+            storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+        dtype = getattr(torch, stored.dtype)
+        if stored.start % stored.itemsize:  # torch aligns storages; other tools may not
+            data = torch.empty(0, dtype=torch.uint8)
+            data.set_(storage, stored.start, (stored.count * stored.itemsize,), (1,))
+            return data.clone().view(dtype).as_strided(stored.size, stored.stride)
+        return torch.empty(0, dtype=dtype).set_(storage, stored.start // stored.itemsize, stored.size, stored.stride)
+
+    return view
+
+
+class _Storages:
+    """The storages of an archive."""
+
+    def __init__(self, path: Path, files: dict[str, zipfile.ZipInfo], view: View) -> None:
         self._path = path
         self._files = files
+        self._view = view
         self._size = path.stat().st_size
         # Tied weights may share a storage, but no honest file holds many times its own size in tensors.
         self._allowance = 4 * self._size + 4096
-        self._map: Any = None  # an UntypedStorage, mapped with the first tensor
 
-    def storage(self, key: str, dtype: torch.dtype, count: int) -> _Storage:
+    def storage(self, key: str, dtype: str, count: int) -> _Storage:
         if key not in self._files:
             raise CheckpointError(f"storage {key!r} is missing from the archive")
         info = self._files[key]
         if info.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(f"storage {key!r} is compressed; torch writes it as it is: save the model again")
-        size_bytes = count * dtype.itemsize
+        size_bytes = count * _ITEM_SIZES[dtype]
         if count < 0 or size_bytes > info.file_size:
             raise CheckpointError(f"storage {key!r} should have {size_bytes:,} bytes and has {info.file_size:,}")
         with self._path.open("rb") as file:
@@ -109,22 +155,15 @@ class _Storages:
             raise CheckpointError(f"storage {key!r} reaches beyond the end of the file, which may be cut")
         return _Storage(self, start, count, dtype)
 
-    def view(self, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    def view(self, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Any:
         if len(size) != len(stride) or min((offset, *size, *stride), default=0) < 0 or len(size) > 8:
             raise CheckpointError(f"a tensor has size {size} and stride {stride}")
-        count = math.prod(size)
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else 0
-        self._allowance -= count * storage.dtype.itemsize
-        if (count and last >= storage.count) or self._allowance < 0:
+        start = storage.start + offset * _ITEM_SIZES[storage.dtype]
+        stored = StoredTensor(storage.dtype, start, size, stride)
+        self._allowance -= math.prod(size) * stored.itemsize
+        if (stored.count and offset + stored.count > storage.count) or self._allowance < 0:
             raise CheckpointError(f"a tensor of size {size} needs more bytes than the file has")
-        if self._map is None:
-            self._map = torch.UntypedStorage.from_file(str(self._path), shared=False, nbytes=self._size)
-        start = storage.start + offset * storage.dtype.itemsize
-        if start % storage.dtype.itemsize:  # torch aligns storages; other tools may not
-            end = storage.start + storage.count * storage.dtype.itemsize
-            data: Tensor = torch.empty(0, dtype=torch.uint8).set_(self._map, start, (end - start,), (1,))
-            return data.clone().view(storage.dtype).as_strided(size, stride)
-        return torch.empty(0, dtype=storage.dtype).set_(self._map, start // storage.dtype.itemsize, size, stride)
+        return self._view(stored)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -132,7 +171,7 @@ class _Storage:
     owner: _Storages
     start: int
     count: int
-    dtype: torch.dtype
+    dtype: str
 
 
 class _Script:
@@ -150,7 +189,7 @@ def _rebuild_tensor(
     requires_grad: Any = False,
     hooks: Any = None,
     metadata: Any = None,
-) -> Tensor:
+) -> Any:
     numbers = (offset, *size, *stride)
     if not isinstance(storage, _Storage) or not all(type(number) is int for number in numbers):
         raise CheckpointError("a tensor is not described as torch does it")
@@ -165,17 +204,26 @@ def _nothing(*_: Any) -> None:
     return None
 
 
-_DTYPES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+@dataclasses.dataclass(frozen=True, slots=True)
+class _DType:
+    name: str
+
+
+_STORAGES = {
+    "FloatStorage": _DType("float32"),
+    "HalfStorage": _DType("float16"),
+    "BFloat16Storage": _DType("bfloat16"),
+    "DoubleStorage": _DType("float64"),
+    "LongStorage": _DType("int64"),
+    "IntStorage": _DType("int32"),
+    "ShortStorage": _DType("int16"),
+    "CharStorage": _DType("int8"),
+    "ByteStorage": _DType("uint8"),
+    "BoolStorage": _DType("bool"),
+}
+_ITEM_SIZES = {
+    **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
+    **{"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1},
 }
 
 # What a pickled name may stand for: functions of this file, which only arrange what the file holds.
@@ -200,10 +248,10 @@ _NAMES: dict[str, Callable[..., Any]] = {
 
 
 def _name(module: str, name: str) -> Any:
-    if module == "torch" and name in _DTYPES:
-        return _DTYPES[name]
-    if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-        return getattr(torch, name)
+    if module == "torch" and name in _STORAGES:
+        return _STORAGES[name]
+    if module == "torch" and re.fullmatch(r"(u?int|b?float|complex)\d+\w*|bool", name):  # a dtype beside the weights
+        return _DType(name)
     if module.split(".")[0] == "__torch__":
         return _Script
     if (function := _NAMES.get(f"{module} {name}")) is None:
@@ -294,9 +342,9 @@ class _Machine:
             stack.append(_name(_expect(module, str), _expect(attribute, str)))
         elif name == "BINPERSID":
             kind, dtype, key, _, count = stack.pop()
-            if kind != "storage" or not isinstance(dtype, torch.dtype) or type(count) is not int:
+            if kind != "storage" or not isinstance(dtype, _DType) or type(count) is not int:
                 raise CheckpointError("a storage is not described as torch does it")
-            stack.append(self._storages.storage(_expect(key, str), dtype, count))
+            stack.append(self._storages.storage(_expect(key, str), dtype.name, count))
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, function = _expect(stack.pop(), tuple), stack.pop()
             if function is not _Script and function not in _NAMES.values():
@@ -306,7 +354,7 @@ class _Machine:
             state = stack.pop()
             if isinstance(stack[-1], _Script):
                 stack[-1].attributes.update(_expect(state, dict))
-            elif isinstance(stack[-1], Tensor | dict):
+            elif isinstance(stack[-1], dict) or hasattr(stack[-1], "ndim"):
                 pass  # attributes of an OrderedDict (_metadata) or a parameter, which nothing here needs
             elif stack[-1] is not None:
                 raise CheckpointError(f"a {type(stack[-1]).__name__} is given a state")
@@ -330,7 +378,7 @@ def _expect(value: Any, kind: type[_T]) -> _T:
     return value
 
 
-def _tensors(module: Any) -> Iterator[tuple[str, Tensor]]:
+def _tensors(module: Any) -> Iterator[tuple[str, Any]]:
     """The tensors of a TorchScript module with their dotted names."""
     if not isinstance(module, _Script):
         raise CheckpointError(f"a TorchScript file that holds a {type(module).__name__}, not a module")
@@ -339,7 +387,7 @@ def _tensors(module: Any) -> Iterator[tuple[str, Tensor]]:
         if not waiting:
             return
         prefix, value = waiting.pop()
-        if isinstance(value, Tensor):
+        if hasattr(value, "ndim"):
             yield prefix[:-1], value
         elif isinstance(value, _Script):
             waiting += [(f"{prefix}{name}.", child) for name, child in value.attributes.items()]

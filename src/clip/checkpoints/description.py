@@ -11,15 +11,29 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from clip.checkpoints import configs, formats
 from clip.checkpoints.tags import find_tag
-from clip.config import Activation, CLIPConfig
+from clip.config import SIZES_IN_ARCHIVES, Activation, CLIPConfig
 from clip.errors import CheckpointError
 from clip.preprocess import Preprocess
 
-__all__ = ["OWN", "SCALE", "TOKENIZER", "VERSION", "Description", "Found", "describe", "describe_own", "read_folder"]
+if TYPE_CHECKING:
+    from clip.checkpoints.archives import Archive
+
+__all__ = [
+    "OWN",
+    "SCALE",
+    "TOKENIZER",
+    "VERSION",
+    "Description",
+    "Found",
+    "describe",
+    "describe_own",
+    "found_in_archive",
+    "read_folder",
+]
 
 OWN = "everyclip"
 """Kind of a file in our own format."""
@@ -64,7 +78,40 @@ class Description:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# Folders --------------------------------------------------------------------------------------------------------------
+# Archives and folders -------------------------------------------------------------------------------------------------
+
+
+_EMA, _STATE_DICT = "state_dict_ema", "state_dict"
+
+
+def found_in_archive(path: Path, archive: Archive) -> Found[Any]:
+    """The checkpoint in what a zip of torch holds."""
+    content = archive.content
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+    if archive.is_torchscript:
+        return Found(
+            tensors=content,
+            kind="TorchScript archive",
+            default_activation="quick_gelu",
+            is_certain=True,
+            name=path.name,
+        )
+    name, kind = path.name, "state dict"
+    default: Activation | None = None
+    # Averaged weights (EMA) are what a training run is evaluated with.
+    wrapper = next((key for key in (_EMA, _STATE_DICT, "model") if isinstance(content.get(key), dict)), None)
+    if wrapper:
+        kind = "training checkpoint" + (", averaged weights (EMA)" if wrapper == _EMA else "")
+        run = content.get("name")
+        if isinstance(run, str):  # OpenCLIP writes the name of the run, which has the name of the model in it
+            name, default = f"{run} {name}", "gelu"
+        content = content[wrapper]
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and hasattr(value, "ndim")}
+    is_openai = set(SIZES_IN_ARCHIVES) <= tensors.keys()
+    if is_openai:
+        default = "quick_gelu"
+    return Found(tensors=tensors, kind=kind, default_activation=default, is_certain=is_openai, name=name)
 
 
 _OPENCLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")

@@ -21,7 +21,17 @@ from torch import Tensor
 
 from clip.checkpoints import configs, formats
 from clip.checkpoints.archives import read_archive
-from clip.checkpoints.description import OWN, SCALE, TOKENIZER, VERSION, Found, describe, describe_own, read_folder
+from clip.checkpoints.description import (
+    OWN,
+    SCALE,
+    TOKENIZER,
+    VERSION,
+    Found,
+    describe,
+    describe_own,
+    found_in_archive,
+    read_folder,
+)
 from clip.checkpoints.mapped import fingerprint_of_parts
 from clip.errors import CheckpointError, ConfigError, ConversionError, StateDictError, choices
 from clip.model import CLIP, SIZES_IN_ARCHIVES, Activation, CLIPConfig, load_weights
@@ -40,8 +50,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Format = Literal["everyclip", "openai", "openclip", "transformers"]
-
-_EMA, _STATE_DICT = "state_dict_ema", "state_dict"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +111,7 @@ def _read_file(path: Path) -> Found[Tensor]:
     with path.open("rb") as file:
         start = file.read(9)
     if start[:4] == b"PK\x03\x04":
-        return _read_zip(path)
+        return found_in_archive(path, read_archive(path))
     if len(start) == 9 and start[8:] == b"{":
         tensors, header = _read_safetensors(path)
         if header.get("format") == OWN:
@@ -118,36 +126,6 @@ def _read_file(path: Path) -> Found[Tensor]:
         f"{path} is no checkpoint: neither a zip archive of torch nor safetensors ({path.stat().st_size:,} bytes, "
         f"beginning with {start!r})"
     )
-
-
-def _read_zip(path: Path) -> Found[Tensor]:
-    archive = read_archive(path)
-    content = archive.content
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
-    if archive.is_torchscript:
-        return Found(
-            tensors=content,
-            kind="TorchScript archive",
-            default_activation="quick_gelu",
-            is_certain=True,
-            name=path.name,
-        )
-    name, kind = path.name, "state dict"
-    default: Activation | None = None
-    # Averaged weights (EMA) are what a training run is evaluated with.
-    wrapper = next((key for key in (_EMA, _STATE_DICT, "model") if isinstance(content.get(key), dict)), None)
-    if wrapper:
-        kind = "training checkpoint" + (", averaged weights (EMA)" if wrapper == _EMA else "")
-        run = content.get("name")
-        if isinstance(run, str):  # OpenCLIP writes the name of the run, which has the name of the model in it
-            name, default = f"{run} {name}", "gelu"
-        content = content[wrapper]
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    is_openai = set(SIZES_IN_ARCHIVES) <= tensors.keys()
-    if is_openai:
-        default = "quick_gelu"
-    return Found(tensors=tensors, kind=kind, default_activation=default, is_certain=is_openai, name=name)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,8 +1,7 @@
-"""Weights where they lie: a safetensors file as NumPy arrays over the mapped file, for which torch is not imported.
+"""Weights where they lie: the tensors of a file as NumPy arrays over the mapped file, for which torch is not imported.
 
 Nothing is read before it is asked for, and bfloat16, which NumPy lacks, is seen as its 16 bits. What is not read here,
-archives of torch and the layout of transformers, is ``files.read_checkpoint``'s, which also says what is wrong with a
-damaged file.
+the layout of transformers, is ``files.read_checkpoint``'s, which also says what is wrong with a damaged file.
 """
 
 from __future__ import annotations
@@ -12,25 +11,42 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clip.checkpoints import formats
-from clip.checkpoints.description import OWN, SCALE, Description, Found, describe, describe_own, read_folder
+from clip.checkpoints.description import (
+    OWN,
+    SCALE,
+    Description,
+    Found,
+    describe,
+    describe_own,
+    found_in_archive,
+    read_folder,
+)
 from clip.config import SIZES_IN_ARCHIVES, Activation, CLIPConfig
 from clip.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from clip.checkpoints.archives import StoredTensor
 
 __all__ = ["MappedCheckpoint", "MappedTensor", "fingerprint_of_parts", "map_checkpoint", "map_safetensors"]
 
 _DTYPES = {
-    **{"F16": ("float16", "<f2"), "BF16": ("bfloat16", "<u2"), "F32": ("float32", "<f4"), "F64": ("float64", "<f8")},
-    **{"I8": ("int8", "i1"), "I32": ("int32", "<i4"), "I64": ("int64", "<i8")},
+    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
+    **{"I8": "int8", "I32": "int32", "I64": "int64"},
 }
-"""By the name in the file: torch's name, and NumPy's of an array that holds its bytes."""
+"""Torch's names by those of safetensors."""
+_STORED_AS = {
+    **{"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8"},
+    **{"int8": "i1", "uint8": "u1", "bool": "?", "int16": "<i2", "int32": "<i4", "int64": "<i8"},
+}
+"""NumPy's names, of arrays that hold the bytes, by torch's."""
 
 _MAX_HEADER_BYTES = 100 << 20
 """As in safetensors itself."""
@@ -101,19 +117,25 @@ def fingerprint_of_parts(config: CLIPConfig, parts: Iterable[tuple[str, str, tup
 
 
 def map_checkpoint(path: str | os.PathLike[str], *, activation: Activation | None = None) -> MappedCheckpoint | None:
-    """The checkpoint in a file or in OpenCLIP's folder, or None where it is of another kind, or not sound.
+    """The checkpoint in a file or in OpenCLIP's folder, or None where it is transformers', or not sound.
 
     activation: for weights that do not tell, as in ``read_checkpoint``.
     """
     path = Path(path)
     try:
-        found = read_folder(path, lambda file: map_safetensors(file)[0]) if path.is_dir() else _found_in(path)
+        found = read_folder(path, lambda file: _found_in(file).tensors) if path.is_dir() else _found_in(path)
         return _understood(found, activation)
     except (OSError, CheckpointError, ConfigError):
         return None
 
 
 def _found_in(path: Path) -> Found[MappedTensor]:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == b"PK\x03\x04":
+        from clip.checkpoints.archives import read_archive  # zipfile and pickletools, which other files do without
+
+        return found_in_archive(path, read_archive(path, _view(path)))
     tensors, header = map_safetensors(path)
     kind = OWN if header.get("format") == OWN else "safetensors"
     return Found(tensors=tensors, header=header, kind=kind, name=path.name)
@@ -162,9 +184,21 @@ def map_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, MappedTenso
 
 
 def _tensor(data: mmap.mmap, start: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> MappedTensor:
-    name, stored_as = _DTYPES[dtype]
+    stored_as = _STORED_AS[_DTYPES[dtype]]
     first, last = data_offsets
     count = math.prod(shape)
     if first < 0 or any(side < 0 for side in shape) or last - first != count * np.dtype(stored_as).itemsize:
         raise ValueError(f"{dtype} {shape} does not fit in bytes {first} to {last}")
-    return MappedTensor(name, np.frombuffer(data, stored_as, count, start + first).reshape(shape))
+    return MappedTensor(_DTYPES[dtype], np.frombuffer(data, stored_as, count, start + first).reshape(shape))
+
+
+def _view(path: Path) -> Callable[[StoredTensor], MappedTensor]:
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def view(tensor: StoredTensor) -> MappedTensor:
+        strides = [step * tensor.itemsize for step in tensor.stride]
+        start = tensor.start if tensor.count else 0  # one without numbers may begin at the end of the file
+        return MappedTensor(tensor.dtype, np.ndarray(tensor.size, _STORED_AS[tensor.dtype], data, start, strides))
+
+    return view

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clip.checkpoints.description import TOKENIZER
 from clip.checkpoints.mapped import MappedCheckpoint, map_checkpoint
-from clip.clip import BUNDLED, find
+from clip.clip import find_here
 from clip.config import Activation, CLIPConfig
 from clip.errors import ConfigError, ShapeError
 
@@ -43,13 +43,12 @@ class NumpyText:
     def open(cls, name: str | os.PathLike[str], *, activation: Activation | None = None) -> NumpyText | None:
         """The text tower of a model on this machine, or None where its weights cannot be read without torch.
 
-        name: ``pocket``, or the path of a safetensors file of everyclip's, OpenAI's or OpenCLIP's layout, or of a
-            folder of OpenCLIP's with one. Of anything else, a damaged file too, ``load_for_inference`` says what it is.
+        name: what ``clip.load`` takes; nothing is fetched. None are models of transformers' layout, and exported ones.
+            Of what is no sound checkpoint ``load_for_inference`` says what is wrong.
         activation: as in ``clip.load``.
         """
-        if name != BUNDLED and not os.path.exists(name):  # noqa: PTH110 (a name may hold a NUL)
-            return None
-        checkpoint = map_checkpoint(find(name, None), activation=activation)
+        path = find_here(name)
+        checkpoint = map_checkpoint(path, activation=activation) if path else None
         if checkpoint is None or checkpoint.description.tokenizer not in (TOKENIZER, None):
             return None
         return cls(checkpoint) if _is_whole(checkpoint) else None

@@ -12,11 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clip.checkpoints.archives import read_archive
 from clip.checkpoints.files import Checkpoint, Format, fingerprint, read_checkpoint, write_checkpoint
-from clip.checkpoints.mapped import map_checkpoint, map_safetensors
+from clip.checkpoints.mapped import _view, map_checkpoint, map_safetensors
 from clip.errors import CheckpointError
 from clip.model import CLIP
 from clip.preprocess import Preprocess
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "checkpoints"
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int32, torch.int64)
 
@@ -78,6 +81,25 @@ def _assert_same_fingerprint(path: Path) -> None:
 
 def test_a_folder_of_openclip_is_read(tmp_path: Path, tiny_vit: CLIP) -> None:
     _assert_same_fingerprint(_write(tiny_vit, tmp_path / "folder", to="openclip"))
+
+
+@pytest.mark.parametrize("name", ["openai_tiny.pt", "openai_tiny_rn.pt"])
+def test_archives_of_openai_are_read(name: str) -> None:
+    _assert_same_fingerprint(GOLDEN / name)
+
+
+def test_an_archive_of_tied_strided_and_empty_tensors_is_read(tmp_path: Path) -> None:
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    tensors = {"t": base.t(), "rows": base[1::2], "none": base[:0], "bf16": base.bfloat16(), "one": base[2, 3]}
+    torch.save(tensors, tmp_path / "file.pt")
+    content = read_archive(tmp_path / "file.pt", _view(tmp_path / "file.pt")).content
+    for key, value in tensors.items():
+        np.testing.assert_array_equal(content[key].numbers(), value.float().numpy(), err_msg=key)
+        assert content[key].contents().tobytes() == _bytes(value), key
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 # Files that are not what they say -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import subprocess
@@ -20,12 +21,14 @@ import clip
 from clip.checkpoints.files import Checkpoint, read_checkpoint, write_checkpoint
 from clip.config import CLIPConfig
 from clip.errors import ConfigError, ShapeError, TextTooLongError
-from clip.features import encode_texts
+from clip.features import encode_texts, normalized
 from clip.inference import numpy_text
 from clip.inference.numpy_text import NumpyText
 from clip.model import CLIP
 from clip.preprocess import Preprocess
 from clip.simple_tokenizer import token_ids
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "checkpoints"
 
 TOLERANCE = 2e-6
 """Of unit vectors, in each number: the towers add up in another order."""
@@ -141,6 +144,35 @@ def test_a_folder_of_openclip(tmp_path: Path) -> None:
     _assert_same_embeddings(_written(_model(config), tmp_path / "folder", to="openclip"))
 
 
+def test_an_archive_of_torch(tmp_path: Path) -> None:
+    config = dataclasses.replace(VIT, transformer_heads=0)  # the only ones that OpenAI's format holds
+    _assert_same_embeddings(_written(_model(config), tmp_path / "state.pt", torch.float16, to="openai"))
+
+
+@pytest.mark.parametrize("name", ["openai_tiny.pt", "openai_tiny_rn.pt"])
+def test_an_archive_of_openai_gives_the_embeddings_of_openai_s_code(name: str) -> None:
+    tower, expected = NumpyText.open(GOLDEN / name), np.load(GOLDEN / "expected.npz")
+    assert tower is not None
+    features = [normalized(tower.encode_text(expected[f"{name}/texts"])), expected[f"{name}/text_features"]]
+    np.testing.assert_allclose(features[0], normalized(features[1]), rtol=0, atol=TOLERANCE)
+
+
+def test_a_download_of_openai_s_that_is_there_is_read_and_another_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (GOLDEN / "openai_tiny.pt").read_bytes()
+    url = f"https://host.invalid/clip/models/{hashlib.sha256(data).hexdigest()}/tiny.pt"
+    monkeypatch.setitem(clip.clip._MODELS, "tiny", url)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert NumpyText.open("tiny") is None
+    folder = tmp_path / ".cache" / "clip"
+    folder.mkdir(parents=True)
+    (folder / "tiny.pt").write_bytes(data)
+    assert NumpyText.open("tiny") is not None
+    (folder / "tiny.pt").write_bytes(data[:-1] + b"x")
+    assert NumpyText.open("tiny") is None
+
+
 def test_an_activation_that_is_assumed_is_told_and_can_be_chosen(tmp_path: Path) -> None:
     save_file(_model(VIT).state_dict(), tmp_path / "tiny.safetensors")
     with pytest.warns(UserWarning, match="'quick_gelu' is assumed"):
@@ -219,9 +251,7 @@ def test_a_checkpoint_that_is_not_whole_is_left_to_the_reader_that_says_why(
 
 
 def test_other_formats_are_left_to_torch(tmp_path: Path) -> None:
-    model = _model(dataclasses.replace(VIT, transformer_heads=0))
-    assert NumpyText.open(_written(model, tmp_path / "state.pt", to="openai")) is None
-    assert NumpyText.open(_written(model, tmp_path / "folder", to="transformers")) is None
+    assert NumpyText.open(_written(_model(VIT), tmp_path / "folder", to="transformers")) is None
 
 
 @pytest.mark.parametrize("name", ["ViT-B/32", "openai/clip-vit-base-patch32", "no such model", "nul\0", "."])

@@ -357,9 +357,10 @@ class MilvusStore:
 
         An index of vectors that someone has made with the tools of Milvus stays as it is.
         """
-        for generation in self._generations():
-            if generation < self._generation:  # nobody who opened the index since it was replaced reads it
-                self._drop(generation)
+        if _current(self.address, self._client, self._name) == self._generation:  # not of one that is to take over
+            for generation in self._generations():
+                if generation < self._generation:  # who opened it before it was replaced has had time to end
+                    self._drop(generation)
         if self._index_kind() == "FLAT" and self._count("") >= _EXACT_UP_TO:
             self._ask("flush", self._rows, timeout=_BUILD_SECONDS)
             self._ask("release_collection", self._rows)

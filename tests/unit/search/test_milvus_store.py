@@ -363,6 +363,7 @@ def test_a_replacement_takes_over_at_once_and_readers_are_told_when_theirs_is_go
         assert new.count() == 0
         new.add(_rows(2), np.eye(2, 4, dtype=np.float32))
         new.write_document("about", b"new")
+        new.optimize()  # of what is not the index yet: the index stays
         with open_store(address) as reader:
             assert (reader.embed_dim, reader.read_document("about")) == (E, None)
         new.take_over()

@@ -2,9 +2,11 @@
 pairs of a folder's own pictures match.
 
     python benchmarks/copies.py PICTURES... [--every N]
+    python benchmarks/copies.py PICTURES... [--every N] --model pocket
     python benchmarks/copies.py --rows 1000000
 
 PICTURES: files, or folders that are searched for .png, .jpg and .webp. --every N: alter only each Nth picture.
+--model NAME: also the cosines of that model, between altered pictures and their originals, and between different ones.
 --rows N: instead, what the search for pairs among N random signatures costs, a tenth of them copies and a twentieth
 without any gradient.
 """
@@ -78,6 +80,30 @@ def search(rows: int) -> None:
     print(f"{rows:,} rows: {seconds:.1f} s of processor time, {grown / 1024:.0f} MiB")
 
 
+def cosines(name: str, files: list[Path], altered: list[Path], alike: set[tuple[int, int]]) -> None:
+    """Whether embeddings could tell copies, too."""
+    from clip.features import encode_images
+    from clip.inference.loading import load_for_inference
+
+    model, preprocess = load_for_inference(name)
+
+    def encode(sources: list[bytes]) -> np.ndarray:
+        return np.concatenate([batch.embeddings for batch in encode_images(model, preprocess, sources)])
+
+    own = encode([file.read_bytes() for file in files])
+    between = np.triu(own @ own.T, 1)
+    for one, other in alike:  # real copies among the files say nothing here
+        between[one, other] = 0
+    for place in np.argsort(-between, axis=None)[:5].tolist():
+        one, other = divmod(place, len(files))
+        print(f"    different: {between[one, other]:.3f}  {files[one].name} and {files[other].name}")
+    rows = [files.index(file) for file in altered]
+    for change, alter in ALTERED.items():
+        found = (encode([alter(read_image(file)) for file in altered]) * own[rows]).sum(axis=1)
+        low, quarter, half = np.quantile(found, (0.05, 0.25, 0.5))
+        print(f"{change:<20} cosine to the original {half:.3f}; a quarter is below {quarter:.3f}, 5 % below {low:.3f}")
+
+
 def main(arguments: list[str]) -> None:
     if "--rows" in arguments:
         search(int(arguments[arguments.index("--rows") + 1]))
@@ -86,6 +112,11 @@ def main(arguments: list[str]) -> None:
     if "--every" in arguments:
         at = arguments.index("--every")
         every = int(arguments[at + 1])
+        del arguments[at : at + 2]
+    model = None
+    if "--model" in arguments:
+        at = arguments.index("--model")
+        model = arguments[at + 1]
         del arguments[at : at + 2]
     files = [
         file
@@ -111,6 +142,8 @@ def main(arguments: list[str]) -> None:
             [_matches(found[file], signature(alter(image))) for file, image in zip(altered, images, strict=True)]
         )
         print(f"{name:<20} {100 * share:5.1f} % found")
+    if model is not None:
+        cosines(model, files, altered, pairs)
 
 
 if __name__ == "__main__":

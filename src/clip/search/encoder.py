@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clip.clip import available_models
 from clip.errors import TextTooLongError
 from clip.features import AnyImage, Encoded, OnError, encode_images, encode_texts
 from clip.inference.exported import is_exported
@@ -39,7 +40,8 @@ class Encoder:
     def __init__(
         self, model: str, *, device: str | None = None, precision: Precision = "auto", load: Loader | None = None
     ) -> None:
-        self.name = os.path.abspath(model) if os.path.exists(model) else model  # noqa: PTH100, PTH110
+        is_path = model not in available_models() and os.path.exists(model)  # noqa: PTH110
+        self.name = os.path.abspath(model) if is_path else model  # noqa: PTH100
         self._device, self._precision = device, precision
         self._load = load or _load
         self._expected: tuple[About, str] | None = None

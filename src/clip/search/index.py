@@ -173,7 +173,7 @@ class Index:
                 best = ranked[0] if ranked else None
                 hits = [hit for hit in ranked if hit.match >= min_match]
                 is_all = candidates >= considered or len(hits) < len(ranked)
-                hits = _grouped(hits) if group else hits
+                hits = _grouped(hits, k) if group else hits
                 if len(hits) >= k or is_all:
                     break
                 candidates *= 4  # so many near-duplicates that there are fewer groups than asked for
@@ -242,12 +242,17 @@ class Index:
         self.close()
 
 
-def _grouped(hits: list[Hit]) -> list[Hit]:
-    """The best of each group of near-duplicates, with the others in its ``alike``."""
-    return [
-        dataclasses.replace(hits[first], alike=tuple(hits[place].path for place in others))
-        for first, *others in groups([hit.row for hit in hits])
-    ]
+def _grouped(hits: list[Hit], k: int) -> list[Hit]:
+    """The best of each group of near-duplicates, with the others in its ``alike``; k of them, if there are so many."""
+    looked_at = 4 * k  # far down the list pictures have little to do with the query, and nobody looks for their copies
+    while True:
+        found = groups([hit.row for hit in hits[:looked_at]])
+        if len(found) >= k or looked_at >= len(hits):
+            return [
+                dataclasses.replace(hits[first], alike=tuple(hits[place].path for place in others))
+                for first, *others in found
+            ]
+        looked_at *= 4
 
 
 def _reason(total: int, considered: int, best: Hit | None, min_match: float) -> str:
@@ -256,4 +261,6 @@ def _reason(total: int, considered: int, best: Hit | None, min_match: float) -> 
     if not considered:
         return f"none of the {total:,} pictures fulfils the conditions"
     assert best is not None
-    return f"no picture is likely enough to match: the best, {best.path}, has {best.match:.1%}, below {min_match:.1%}"
+    return (
+        f"no picture is likely enough to match: the best, {best.path}, has {best.match:.1%}, below {100 * min_match:g}%"
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -317,6 +318,8 @@ def _vectors(column: Any) -> NDArray[np.float32] | list[NDArray[np.float32] | No
 
 def _row(record: Mapping[str, Any] | None, path_column: str, base: str | None, *, is_ours: bool) -> Row | None:
     path = record[path_column] if record else None
+    if isinstance(path, bytes):  # the name of a file need not be UTF-8, and a text must be
+        path = os.fsdecode(path)
     if record is None or not isinstance(path, str) or not path.strip() or "\0" in path:
         return None
     fields: dict[str, Any] = {}

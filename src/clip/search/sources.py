@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from clip.search.embedded import Embedded
     from clip.search.seen import Seen
 
-__all__ = ["OnProblem", "Part", "Pictures", "absolute", "json_value", "open_source", "path_of"]
+__all__ = ["OnProblem", "Part", "Pictures", "absolute", "in_parts", "json_value", "open_source", "path_of"]
 
 OnProblem = Callable[[ClipError], None]
 """Told of each record that cannot be used, by file and record."""
@@ -160,9 +160,13 @@ class _Tables:
                     yield item
 
     def parts(self, on_problem: OnProblem, seen: Callable[[str], Seen] | None = None) -> Iterator[Part]:
-        items = self.items(on_problem, seen)
-        while chunk := tuple(itertools.islice(items, _PART_ITEMS)):
-            yield _Chunk(chunk)
+        return in_parts(self.items(on_problem, seen))
+
+
+def in_parts(items: Iterator[Item]) -> Iterator[Part]:
+    """Pictures that are told one by one, in parts."""
+    while chunk := tuple(itertools.islice(items, _PART_ITEMS)):
+        yield _Chunk(chunk)
 
 
 def _item_of(record: _Record, file: str, table_modified_ns: int) -> Item:

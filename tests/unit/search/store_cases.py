@@ -63,8 +63,9 @@ def brute_force(
     return [path for _, _, path in sorted(ranked)[:k]]
 
 
-HOSTILE = ["/p/a\nb.jpg", "/p/日本.png", "/p/caf\udce9.jpg", "/p/\udcff\udcfe", "/p/'\"; DROP TABLE rows; --", "/p/%_*?[x]",
-           "/p/ \t", "/p/\U0001f436.gif", "/p/é", "/p/e\u0301", "/p/\\", "/p/${x}", "shard.tar/member.jpg"]  # fmt: skip
+HOSTILE = ["/p/a\nb.jpg", "/p/日本.png", "/p/caf\udce9.jpg", "/p/\udcff\udcfe", "/p/'\"; DROP TABLE rows; --",
+           "/p/%_*?[x]", "/p/ \t", "/p/\U0001f436.gif", "/p/é", "/p/e\u0301", "/p/\\", "/p/${x}",
+           "shard.tar/member.jpg"]  # fmt: skip
 
 
 # Documents

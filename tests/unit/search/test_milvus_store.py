@@ -151,6 +151,25 @@ def test_a_collection_of_another_program_is_left_alone(address: str, milvus_serv
     client.close()
 
 
+def test_a_server_that_describes_a_collection_by_its_alias() -> None:
+    pytest.importorskip("pymilvus")
+
+    class Client:
+        def has_collection(self, name: str, **_: Any) -> bool:
+            return True
+
+        def describe_collection(self, name: str, **_: Any) -> dict[str, str]:
+            return {"collection_name": name}
+
+        def list_aliases(self, **_: Any) -> dict[str, list[str]]:
+            return {"aliases": ["other", "photos"]}
+
+        def describe_alias(self, name: str, **_: Any) -> dict[str, str]:
+            return {"alias": name, "collection_name": f"{name}__g12"}
+
+    assert milvus_store._current("address", Client(), "photos") == 12
+
+
 @pytest.mark.parametrize("half", ["nothing", "collection", "index"])
 def test_what_an_ended_process_made_of_an_index_is_finished(address: str, half: str, milvus_server: str) -> None:
     from pymilvus import MilvusClient

@@ -41,7 +41,6 @@ from clip.search.documents import ABOUT, read_about
 from clip.search.embedded import open_embedded
 from clip.search.encoder import Encoder
 from clip.search.indexing import add_items
-from clip.search.items import Item
 from clip.search.sources import Part
 from clip.search.store import Known, Row, Store
 
@@ -287,15 +286,13 @@ class _Worker:
             place, _, reason = str(error).partition(": ")
             problems.append((place, reason))
 
-        def items() -> Iterator[Item]:
-            try:
-                yield from part.items(on_problem)
-            except DataError as error:  # a shard that is cut off: what came before counts
-                on_problem(error)
-
         file = _PartFile(self._about)
         report = add_items(
-            cast("Store", file), self._encoder, items(), batch_size=self._batch_size, workers=self._threads
+            cast("Store", file),
+            self._encoder,
+            part.items(on_problem),
+            batch_size=self._batch_size,
+            workers=self._threads,
         )
         name = file.write(self._folder) if file.rows else ""
         return {"file": name, "embedded": report.embedded, "failed": [*problems, *report.failed]}

@@ -355,36 +355,40 @@ class _Slice:
     seen: Seen | None
 
     def items(self, on_problem: OnProblem) -> Iterator[Item]:
+        """A shard that cannot be read, or only so far, is a problem of its own."""
+        try:
+            yield from self._items(on_problem)
+        except DataError as error:
+            on_problem(error)
+        except OSError as error:
+            on_problem(DataError(f"{self.shard}: cannot be read ({error.strerror}); check it"))
+
+    def _items(self, on_problem: OnProblem) -> Iterator[Item]:
         path = fetch_once(self.shard) if is_url(self.shard) else Path(self.shard)
         index = index_of(path)
         modified_ns = path.stat().st_mtime_ns
         first, last = (len(index) * part // self.parts for part in (self.part, self.part + 1))
-        try:
-            with path.open("rb", buffering=0) as file:
-                for record in range(first, last):
-                    place = f"{self.shard}:{index.keys[record]}"
-                    image = index.member(record, "image")
-                    if image is None:
-                        continue  # a shard may have other files beside pictures
-                    name = f"{self.shard}/{index.keys[record]}.{index.image_extensions[record]}"
-                    if self.seen and self.seen(name, image.size, modified_ns):
-                        continue
-                    try:
-                        metadata = _beside(index, record, file)
-                        content = read_member(file, image, MAX_BYTES)
-                    except DataError as error:
-                        on_problem(DataError(f"{place}: {error}"))
-                        continue
-                    yield Item(
-                        path=name, image=content, size_bytes=image.size, modified_ns=modified_ns, metadata=metadata
-                    )
-        except OSError as error:
-            raise DataError(f"{self.shard}: cannot be read ({error.strerror}); check it") from error
+        with path.open("rb", buffering=0) as file:
+            for record in range(first, last):
+                place = f"{self.shard}:{index.keys[record]}"
+                image = index.member(record, "image")
+                if image is None:
+                    continue  # a shard may have other files beside pictures
+                name = f"{self.shard}/{index.keys[record]}.{index.image_extensions[record]}"
+                if self.seen and self.seen(name, image.size, modified_ns):
+                    continue
+                try:
+                    metadata = _beside(index, record, file)
+                    content = read_member(file, image, MAX_BYTES)
+                except DataError as error:
+                    on_problem(DataError(f"{place}: {error}"))
+                    continue
+                yield Item(path=name, image=content, size_bytes=image.size, modified_ns=modified_ns, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shards:
-    """WebDataset shards. A shard that cannot be read is a problem of its own: the others are still indexed."""
+    """WebDataset shards."""
 
     name: str
     files: Sequence[str]
@@ -394,10 +398,7 @@ class _Shards:
 
     def items(self, on_problem: OnProblem, seen: Callable[[str], Seen] | None = None) -> Iterator[Item]:
         for shard in self.files:
-            try:
-                yield from _Slice(shard, 0, 1, seen(f"{shard}/") if seen else None).items(on_problem)
-            except DataError as error:
-                on_problem(error)
+            yield from _Slice(shard, 0, 1, seen(f"{shard}/") if seen else None).items(on_problem)
 
     def parts(self, on_problem: OnProblem, seen: Callable[[str], Seen] | None = None) -> Iterator[Part]:
         for shard in self.files:

@@ -118,6 +118,8 @@ def signature(data: bytes) -> Signature:
 def fields_of(pixels: NDArray[np.uint8]) -> Fields:
     """Of a picture (H, W, 3) that is decoded already, at whatever size."""
     image = Image.fromarray(pixels)
+    if (divisor := min(image.size) // (3 * _DECODED_SIDE)) > 1:
+        image = image.reduce(divisor)  # 1600 × 1200: in a third of the time, and at most three bits are others
     fields = np.asarray(image.resize((32, 32), Image.Resampling.BOX), np.int16)
     steps = np.diff(np.asarray(image.resize(_GRID, Image.Resampling.BOX).convert("L"), np.int16), axis=1)
     return Fields(

@@ -133,8 +133,7 @@ def probabilities(pictures: Pictures, background: Background, raw: Curve, words:
     print(f"{'probability':28} loss, some / none   error   answered, some / none   precision")
     for name, p in (
         ("as it is", np.stack([scored.matches for scored in found], axis=1)),
-        ("prior three in all", logistic(strength - np.log(count / 3))),
-        ("prior by EM", logistic(strength + log_odds(expected_share(strength)))),
+        ("one match expected", logistic(strength - np.log(count))),
         ("no background: the cosine", logistic(raw.slope * cosines + raw.intercept - np.log(count))),
     ):
         print_probabilities(name, np.asarray(p, np.float64), truth, is_present)
@@ -176,19 +175,6 @@ def reliability(p: Floats, truth: Bools) -> str:
 
 def logistic(x: Floats) -> Floats:
     return np.exp(-np.logaddexp(0, -x))
-
-
-def log_odds(p: Floats) -> Floats:
-    return np.log(p) - np.log1p(-p)
-
-
-def expected_share(strength: Floats) -> Floats:
-    """Of matches among all pictures, by expectation maximisation (Saerens et al. 2002), one search being as good as one
-    match that was seen."""
-    share = np.full(strength.shape[1], 1 / len(strength))
-    for _ in range(100):
-        share = (1 + logistic(strength + log_odds(share)).sum(axis=0)) / (2 * len(strength))
-    return share
 
 
 def raw_curve(cosines: Floats, is_match: Bools) -> Curve:

@@ -76,6 +76,8 @@ class Reference(NamedTuple):
     cosines: NDArray[np.float32]
     """(B, T): of the background's pictures."""
     curve: Curve
+    foreign: int = 0
+    """How many of them, the first, are not of the index."""
 
 
 class Scored(NamedTuple):
@@ -110,7 +112,7 @@ class Background:
     def reference(self, query: Query, embeddings: NDArray[np.float32]) -> Reference:
         """For ``score``. embeddings: (T, E), of the terms of the query, as ``Query.arranged`` gives them."""
         pictures = np.concatenate([self.anchors, self.sample]).astype(np.float32)
-        return Reference(pictures @ embeddings.T, self.curve)
+        return Reference(pictures @ embeddings.T, self.curve, len(self.anchors))
 
     def to_bytes(self) -> bytes:
         file = io.BytesIO()
@@ -185,12 +187,44 @@ def score(query: Query, cosines: NDArray[np.float32], reference: Reference, coun
     weights = np.array([term.weight for term in terms])
     usual = np.full(len(terms), reference.curve.intercept)
     scores = _answered(query.tree, zip((found * weights).T, usual * weights, strict=True)).score
-    holds = _answered(query.tree, zip(found.T, usual, strict=True)).holds
-    is_wanted = ~np.array(query.is_negated)
-    is_related = np.logaddexp(math.log(1 - _SHARE), math.log(_SHARE) + found[:, is_wanted]).sum(axis=1)
-    is_related /= _repetition(reference.cosines[:, is_wanted])
-    is_related -= math.log(max(count, 1)) + _chance(query.tree)  # one picture of all is expected to answer
-    return Scored(scores.astype(np.float32), np.exp(holds - np.logaddexp(0, -is_related)).astype(np.float32))
+    share = _share(query, reference, max(count, 1))
+    return Scored(scores.astype(np.float32), _Likelihood.of(query, found, reference).matches(share).astype(np.float32))
+
+
+class _Likelihood(NamedTuple):
+    """What N pictures say of a query, before it is known how rare matches are."""
+
+    holds: NDArray[np.float64]
+    """(N,) the logarithm of the probability that the query holds, for a picture that has to do with it."""
+    related: NDArray[np.float64]
+    """(N,) the logarithm of the odds that it has, when all pictures match that could."""
+
+    @classmethod
+    def of(cls, query: Query, found: NDArray[np.float64], reference: Reference) -> _Likelihood:
+        usual = [reference.curve.intercept] * found.shape[1]
+        holds = _answered(query.tree, zip(found.T, usual, strict=True)).holds
+        is_wanted = ~np.array(query.is_negated)
+        related = np.logaddexp(math.log(1 - _SHARE), math.log(_SHARE) + found[:, is_wanted]).sum(axis=1)
+        return cls(holds, related / _repetition(reference.cosines[:, is_wanted]) - _chance(query.tree))
+
+    def matches(self, share: float) -> NDArray[np.float64]:
+        """(N,) the probabilities, if this share of all pictures is expected to match."""
+        return np.exp(self.holds - np.logaddexp(0, -self.related - math.log(share)))
+
+
+def _share(query: Query, reference: Reference, count: int) -> float:
+    """How many pictures match, as a share of all: what the sample of the index says (expectation maximisation, Saerens
+    et al. 2002), and as if one match had been expected and seen (a gamma prior of shape and rate 1).
+
+    One, for what must hold together: there the evidence is too rough, and the estimate would run away with it.
+    """
+    own = reference.cosines[reference.foreign :]
+    share = 1 / count
+    if len(own) and not _is_joint(query.tree):
+        sample = _Likelihood.of(query, evidence(own, reference), reference)
+        for _ in range(_STEPS):
+            share = (1 / count + float(sample.matches(share).mean())) / 2
+    return share
 
 
 def evidence(cosines: NDArray[np.float32], reference: Reference) -> NDArray[np.float64]:
@@ -279,6 +313,13 @@ def _repetition(cosines: NDArray[np.float32]) -> float:
     correlation = np.maximum(unit.T @ unit, 0)
     np.fill_diagonal(correlation, 1)
     return float(correlation.sum() / terms)
+
+
+def _is_joint(node: Node) -> bool:
+    """Whether several things must hold together."""
+    if isinstance(node, Term):
+        return False
+    return (isinstance(node, All) and len(node.parts) > 1) or any(map(_is_joint, node.parts))
 
 
 def _sum(arrays: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -48,9 +48,9 @@ def drawn(shape: tuple[int, int], seed: int = 0) -> Embeddings:
 
 
 def standard_reference(terms: int, size: int = 4000) -> Reference:
-    """Independent cosines of mean 0 and deviation 1, for which evidence is easily worked out."""
+    """Independent cosines of mean 0 and deviation 1, for which evidence is easily worked out; none of the index."""
     cosines = np.random.default_rng(0).normal(size=(size, terms))
-    return Reference(((cosines - cosines.mean(axis=0)) / cosines.std(axis=0)).astype(np.float32), CURVE)
+    return Reference(((cosines - cosines.mean(axis=0)) / cosines.std(axis=0)).astype(np.float32), CURVE, size)
 
 
 def answered(text: str, cosines: Sequence[Sequence[float]], count: int = 1000) -> Scored:
@@ -76,6 +76,20 @@ class TestOneTerm:
         odds = np.exp(CURVE.slope * z + CURVE.intercept) / 1000
         assert match == pytest.approx(odds / (1 + odds), abs=2e-3)
 
+    def test_is_likelier_where_the_index_has_many(self) -> None:
+        """Of two pictures with the same cosine to "beach", the one in an index where each tenth shows a beach."""
+        reference = standard_reference(1)
+        query, cosines = parse("beach"), np.array([[5.0]], np.float32)
+
+        def match(own: Sequence[float]) -> float:
+            sample = np.array(own, np.float32)[:, None]
+            pictures = np.concatenate([reference.cosines, sample])
+            return float(score(query, cosines, reference._replace(cosines=pictures), 10_000).matches[0])
+
+        rare, common = match([0.0] * 1000), match([0.0] * 900 + [5.0] * 100)
+        assert rare < 0.1 < 0.8 < common
+        assert rare == pytest.approx(match([]), abs=0.03)
+
     def test_is_less_likely_among_more(self) -> None:
         matches = [answered("dog", [[5.0]], count=count).matches[0] for count in (1, 10, 1000, 10**6, 10**10)]
         assert matches == sorted(matches, reverse=True)
@@ -84,7 +98,7 @@ class TestOneTerm:
     def test_does_not_mind_what_a_cosine_usually_is(self) -> None:
         query, images = parse("dog"), np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32)
         reference = standard_reference(1)
-        moved = Reference(0.2 + 0.05 * reference.cosines, CURVE)
+        moved = reference._replace(cosines=0.2 + 0.05 * reference.cosines)
         expected = score(query, images, reference, 100)
         for found, as_before in zip(score(query, 0.2 + 0.05 * images, moved, 100), expected, strict=True):
             np.testing.assert_allclose(found, as_before, rtol=1e-3, atol=1e-4)  # float32 of the moved cosines
@@ -118,7 +132,7 @@ class TestTrees:
     def test_an_exclusion_makes_nothing_likelier(self) -> None:
         cosines = np.random.default_rng(0).normal(2, 2, size=(200, 2)).astype(np.float32)
         reference = standard_reference(2)
-        plain = score(parse("dog"), cosines[:, :1], Reference(reference.cosines[:, :1], CURVE), 500)
+        plain = score(parse("dog"), cosines[:, :1], reference._replace(cosines=reference.cosines[:, :1]), 500)
         excluded = score(parse("dog NOT cat"), cosines, reference, 500)
         assert (excluded.matches <= plain.matches + 1e-7).all()
         assert (excluded.scores <= plain.scores + 1e-6).all()
@@ -143,7 +157,7 @@ class TestTrees:
 
     def test_saying_the_same_twice_is_no_more_evidence(self) -> None:
         one = standard_reference(1)
-        twice = Reference(np.repeat(one.cosines, 2, axis=1), CURVE)
+        twice = one._replace(cosines=np.repeat(one.cosines, 2, axis=1))
         cosines = np.array([[3], [5], [7]], np.float32)
         single = score(parse("dog"), cosines, one, 1000).matches
         double = score(parse("dog AND dog"), np.repeat(cosines, 2, axis=1), twice, 1000).matches

@@ -39,7 +39,11 @@ clip index --re-embed --model ViT-L/14 --into photos.index
 """,
 )
 @click.argument("sources", nargs=-1, metavar="[FOLDER...]")
-@click.option("--into", metavar="INDEX", help="The index: a folder, or milvus+http://host:port/name. [default: yours]")
+@click.option(
+    "--into",
+    metavar="INDEX",
+    help="The index: a folder, or milvus+http://host:port/name.  [default: $CLIP_INDEX, else one in your home]",
+)
 @click.option("--re-embed", is_flag=True, help="Embed all pictures of the index again, by --model.")
 @click.option(
     "--remove-missing",

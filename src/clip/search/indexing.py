@@ -13,6 +13,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -215,6 +217,8 @@ class _Run:
         self._rows: list[Row] = []
         self._embeddings: list[NDArray[np.float32]] = []
         self._waiting_since = 0.0
+        self._torch_lock = threading.Lock()
+        self._torch_seconds = 0.0
 
     def unknown(self, items: Iterable[Item]) -> Iterator[Item]:
         """Items without those that the store has."""
@@ -258,6 +262,10 @@ class _Run:
                     batch.append(outcome)
         finally:
             outcomes.close()
+            # This thread has waited for it as for pictures, but it is a part of loading the model.
+            waited = min(self._torch_seconds, seconds.decoding)
+            seconds.decoding -= waited
+            seconds.model += waited
 
     def _look(self, item: Item) -> Prepared | Contents | ImageError:
         """In a thread. A picture whose contents the index has need not be decoded, and its bytes are let go."""
@@ -265,9 +273,20 @@ class _Run:
             contents = read_contents(item)
             if self.twins is not None and contents.digest in self.twins:
                 return contents._replace(data=b"")
+            if self._with_torch:
+                self._import_torch()
             return prepare_contents(contents, self._preprocess, with_torch=self._with_torch)
         except ImageError as error:
             return error
+
+    def _import_torch(self) -> None:
+        """Takes a second or two, and no time at all once it is done."""
+        if "torch" not in sys.modules or self._torch_lock.locked():
+            with self._torch_lock:
+                start = time.perf_counter()
+                import torch  # noqa: F401
+
+                self._torch_seconds += time.perf_counter() - start
 
     def _fail(self, path: str, error: ClipError) -> None:
         failed = Failed(path, str(error).removeprefix(f"{path}: "))

@@ -109,8 +109,8 @@ def _text_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _path_matches(path: bytes, pattern: bytes) -> bool:
-    return glob_matches(path_text(path), path_text(pattern))
+def _path_matches(path: object, pattern: bytes) -> bool:
+    return isinstance(path, bytes) and glob_matches(path_text(path), path_text(pattern))
 
 
 def _text_matches(text: bytes | None, pattern: bytes) -> bool:

@@ -18,7 +18,7 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -160,7 +160,10 @@ class SQLiteStore:
             raise DataError(f"{self._path}: is a database of another program; make the index anew in another folder")
         if version != _VERSION:
             raise DataError(f"{self._path}: is of version {version}, this everyclip reads {_VERSION}; update everyclip")
-        return int(self._connection.execute("SELECT embed_dim FROM width").fetchone()[0])
+        found = self._connection.execute("SELECT embed_dim FROM width").fetchone()
+        if found is None or not isinstance(found[0], int):
+            raise _damage(self._path, "no width of embeddings")
+        return found[0]
 
     # Documents
 
@@ -234,6 +237,8 @@ class SQLiteStore:
             with self._reading() as connection:
                 page = connection.execute(query, (*values, size)).fetchall()
             for path, *others in page:
+                if not isinstance(path, bytes):
+                    raise _damage(self._path, "a path of another type")
                 yield Known(path_text(path), *others)
             if len(page) < size:
                 return
@@ -345,9 +350,14 @@ class SQLiteStore:
     def _chunk(self, records: Sequence[tuple[int, bytes]]) -> Chunk:
         return np.array([record[0] for record in records], np.int64), self._embeddings(records)
 
-    def _embeddings(self, records: Iterable[Sequence[Any]]) -> NDArray[np.float32]:
+    def _embeddings(self, records: Sequence[Sequence[Any]]) -> NDArray[np.float32]:
         """(N, E), of records that end in one."""
-        data = b"".join([record[-1] for record in records])
+        try:
+            data = b"".join([record[-1] for record in records])
+        except TypeError as error:
+            raise _damage(self._path, error) from error
+        if len(data) != 2 * self.embed_dim * len(records):
+            raise _damage(self._path, "an embedding of another length")
         return np.frombuffer(data, "<f2").reshape(-1, self.embed_dim).astype(np.float32)
 
     def find(self, ids: NDArray[np.int64] | Sequence[int]) -> Found:
@@ -380,7 +390,11 @@ class SQLiteStore:
 
     def _found(self, records: Sequence[Sequence[Any]]) -> Found:
         ids = np.array([record[0] for record in records], np.int64)
-        return Found(ids, [_row(record[1:-1]) for record in records], self._embeddings(records))
+        try:
+            rows = [_row(record[1:-1]) for record in records]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise _damage(self._path, error) from error
+        return Found(ids, rows, self._embeddings(records))
 
     # The file of faiss
 
@@ -566,6 +580,12 @@ class SQLiteStore:
             raise
         except sqlite3.Error as error:
             raise _translation(error, self._path) from error
+        except UnicodeDecodeError as error:  # of a message that quotes a damaged database
+            raise _damage(self._path, error) from error
+
+
+def _damage(path: Path, reason: object) -> DataError:
+    return DataError(f"{path}: is damaged ({reason}); put a copy back, or remove the folder and index again")
 
 
 def _translation(error: sqlite3.Error, path: Path) -> Exception:
@@ -580,7 +600,7 @@ def _translation(error: sqlite3.Error, path: Path) -> Exception:
         return ConfigError(f"{path}: cannot be written or opened here ({error}); check its permissions")
     if code == sqlite3.SQLITE_IOERR:
         return DataError(f"{path}: {error}; check the disk, its quota and its limits: what was stored is kept")
-    return DataError(f"{path}: cannot be read ({error}); put a copy back, or remove the folder and index again")
+    return _damage(path, error)
 
 
 # Files of the folder

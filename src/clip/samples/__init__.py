@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from importlib.resources import files
+from pathlib import Path
 
 __all__ = ["Sample", "pictures"]
 
@@ -30,6 +30,6 @@ class Sample:
 
 def pictures() -> list[Sample]:
     """All of them, the photographs first; 0.7 MB."""
-    folder = files(__name__)
+    folder = Path(__file__).parent
     rows = csv.DictReader((folder / "samples.csv").read_text(encoding="utf-8").splitlines())
     return [Sample(row["file"], row["label"], row["caption"], (folder / row["file"]).read_bytes()) for row in rows]

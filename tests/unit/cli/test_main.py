@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -167,3 +169,20 @@ def test_stdout_without_a_reader_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -
         os.close(read)
         cli_main._drop_stdout()  # without it the next line raises
         stream.flush()
+
+
+@pytest.mark.parametrize("verb", ["search", "models"])
+def test_a_search_hurries_and_other_verbs_do_not(verb: str) -> None:
+    code = """
+import gc, os, sys
+import clip.cli.main as cli_main
+cli_main.run = lambda arguments: print(arguments, gc.isenabled(), os.environ.get("OPENBLAS_NUM_THREADS")) or 3
+sys.argv = ["clip", sys.argv[1], "search"]
+cli_main.main()
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
+    command = [sys.executable, "-c", code, verb]
+    outcome = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    expected = (False, "1") if verb == "search" else (True, None)
+    assert (outcome.returncode, outcome.stderr) == (3, "")
+    assert outcome.stdout == f"{[verb, 'search']} {expected[0]} {expected[1]}\n"

@@ -23,7 +23,18 @@ from numpy.typing import NDArray
 from clip.errors import DataError
 from clip.search.store import Neighbours
 
-__all__ = ["Chunk", "FaissFile", "FaissRecord", "can_be_compressed", "imported_faiss", "merged", "nearest_in_chunks"]
+__all__ = [
+    "Chunk",
+    "FaissFile",
+    "FaissRecord",
+    "can_be_compressed",
+    "imported_faiss",
+    "is_for_all",
+    "merged",
+    "nearest_in_chunks",
+    "proposals_for",
+    "random_part",
+]
 
 Chunk = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Ids (N,) in ascending order, and their embeddings (N, E)."""
@@ -208,3 +219,19 @@ class FaissFile:
 def _lists(rows: int) -> int:
     """About the square root, where it costs as much to choose lists as to read them."""
     return int(2 ** round(math.log2(max(4, rows)) / 2))
+
+
+def proposals_for(k: int) -> int:
+    """Proposals that are compared again. Measured at 1,000,000 × 512 with queries of text: of the 10 nearest 0.97 are
+    among them, of the 100 nearest 0.96."""
+    return 200 + 8 * k
+
+
+def is_for_all(k: int, allowed: NDArray[np.int64] | None, record: FaissRecord, exact_rows: int) -> bool:
+    """Whether it is better to compare every row: few are allowed, or many are asked for."""
+    return (allowed is not None and len(allowed) <= exact_rows) or 4 * proposals_for(k) > record.rows
+
+
+def random_part(ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """A random sample, in order; the same each time."""
+    return np.sort(np.random.default_rng(0).choice(ids, count, replace=False))

@@ -27,14 +27,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip.errors import ConfigError, DataError, IndexNotFoundError
+from clip.search.index_folder import (
+    PATIENCE_SECONDS,
+    catalogues,
+    current_catalogue,
+    identity,
+    locked,
+    make_current,
+    remove_catalogue,
+    state_of,
+    unlink_matching,
+    wal_of,
+)
 from clip.search.nearest import (
     Chunk,
     FaissFile,
     FaissRecord,
     can_be_compressed,
     imported_faiss,
+    is_for_all,
     merged,
     nearest_in_chunks,
+    proposals_for,
+    random_part,
 )
 from clip.search.sql_conditions import add_functions, beginning_with, key_of, name_of, path_bytes, path_text, where
 from clip.search.store import Condition, Found, Known, Neighbours, Row, checked_embeddings, checked_queries
@@ -71,9 +86,6 @@ _CHUNK_ROWS = 8192
 _QUERIES = 32
 """Whose candidates are looked up at once."""
 
-_PATIENCE_SECONDS = 60.0
-"""How long a writer waits for another. Each holds the lock for one batch, a fraction of a second."""
-
 _COLUMNS = ("path", "size_bytes", "modified_ns", "digest", "width", "height", "format", "signature", "metadata")
 _ROW = ", ".join(f"rows.{name}" for name in _COLUMNS)
 
@@ -90,7 +102,7 @@ class SQLiteStore:
         self._number = number
         self._path = folder / f"catalogue-{number}.db"
         self._lock = threading.RLock()
-        self._matrix: tuple[tuple[int, ...], Chunk] | None = None
+        self._kept: tuple[tuple[int, ...], list[Chunk]] | None = None
         self._faiss: tuple[FaissRecord, FaissFile] | None = None
         self._has_said_why_exact = False
         self._connect()
@@ -98,7 +110,7 @@ class SQLiteStore:
     @classmethod
     def open(cls, address: str, *, embed_dim: int | None = None) -> Self:
         folder = Path(address)
-        number = _current(folder)
+        number = current_catalogue(folder)
         if number is None:
             if embed_dim is None:
                 raise IndexNotFoundError(
@@ -110,7 +122,7 @@ class SQLiteStore:
                 store = cls(folder, number)
                 break
             except FileNotFoundError as error:  # another process has just replaced the index
-                number, before = _current(folder), number
+                number, before = current_catalogue(folder), number
                 if number is None or number == before:
                     raise DataError(f"{address}: catalogue-{before}.db is missing; make the index anew") from error
         if embed_dim not in (None, store.embed_dim):
@@ -120,22 +132,22 @@ class SQLiteStore:
 
     def _connect(self) -> None:
         """Raises FileNotFoundError if the catalogue has gone."""
-        self._identity = _identity(self._path)
+        self._identity = identity(self._path)
         self._seen: tuple[int, ...] | None = None
         if self._identity is None:
             raise FileNotFoundError(self._path)
         if os.access(self._path, os.W_OK) and os.access(self._folder, os.W_OK):
             mode = "mode=rw"
-        elif _wal(self._path).exists():
+        elif wal_of(self._path).exists():
             mode = "mode=ro"
         else:  # SQLite cannot make the files that it coordinates by; _reading looks whether there is anybody else
             mode = "mode=ro&immutable=1"
-            self._seen = _state(self._path)
+            self._seen = state_of(self._path)
         with self._translated():
             self._connection = sqlite3.connect(
                 f"{self._path.absolute().as_uri()}?{mode}",
                 uri=True,
-                timeout=_PATIENCE_SECONDS,
+                timeout=PATIENCE_SECONDS,
                 isolation_level=None,
                 check_same_thread=False,  # _lock lets in one at a time
             )
@@ -146,7 +158,7 @@ class SQLiteStore:
                 self.embed_dim = self._read_header()
             except sqlite3.OperationalError as error:
                 self._connection.close()
-                if _identity(self._path) is None:  # since a moment ago
+                if identity(self._path) is None:  # since a moment ago
                     raise FileNotFoundError(self._path) from error
                 raise
             except BaseException:
@@ -265,7 +277,7 @@ class SQLiteStore:
                     allowed = np.sort(np.fromiter((record[0] for record in found), np.int64))
                 record = None if exact else self._faiss_record(connection)
                 file = None
-                if record is not None and record != missing and not _is_for_all(k, allowed, record, self.exact_rows):
+                if record is not None and record != missing and not is_for_all(k, allowed, record, self.exact_rows):
                     try:
                         file = self._faiss_file(record)
                     except FileNotFoundError:
@@ -288,7 +300,7 @@ class SQLiteStore:
         allowed: NDArray[np.int64] | None,
     ) -> list[Neighbours]:
         best: list[Neighbours] = []
-        wanted = _candidates(k)
+        wanted = proposals_for(k)
         while len(best) < len(queries):
             block = queries[len(best) : len(best) + _QUERIES]
             proposed = list(file.candidates(block, wanted, allowed))
@@ -309,12 +321,10 @@ class SQLiteStore:
         query, as long as nobody writes."""
         version = connection.execute("PRAGMA data_version").fetchone()[0]
         key = (after, version, connection.total_changes)
-        if self._matrix is not None and self._matrix[0] == key:
-            ids, embeddings = self._matrix[1]
-            if allowed is not None:
-                chosen = np.isin(ids, allowed, assume_unique=True)
-                ids, embeddings = ids[chosen], embeddings[chosen]
-            yield ids, embeddings
+        if self._kept is not None and self._kept[0] == key:
+            for ids, embeddings in self._kept[1]:
+                chosen = slice(None) if allowed is None else np.isin(ids, allowed, assume_unique=True)
+                yield ids[chosen], embeddings[chosen]
         elif allowed is not None:
             allowed = allowed[np.searchsorted(allowed, after, "right") :]
             for start in range(0, len(allowed), _CHUNK_ROWS):
@@ -324,7 +334,7 @@ class SQLiteStore:
 
     def _all_chunks(self, connection: sqlite3.Connection, key: tuple[int, ...]) -> Iterator[Chunk]:
         cursor = connection.execute("SELECT id, embedding FROM embeddings WHERE id > ? ORDER BY id", (key[0],))
-        self._matrix, read, kept = None, 0, list[Chunk]()
+        self._kept, read, kept = None, 0, list[Chunk]()
         while records := cursor.fetchmany(_CHUNK_ROWS):
             chunk = self._chunk(records)
             read += len(records)
@@ -334,8 +344,7 @@ class SQLiteStore:
                 kept.clear()
             yield chunk
         if kept:
-            ids, embeddings = zip(*kept, strict=True)
-            self._matrix = (key, (np.concatenate(ids), np.concatenate(embeddings)))
+            self._kept = key, kept
 
     def _embeddings_of(self, connection: sqlite3.Connection, ids: NDArray[np.int64]) -> Chunk:
         """Those that are there, in order of their ids."""
@@ -446,7 +455,7 @@ class SQLiteStore:
         file = None if record is None else self._lasting_faiss(record, ids)
         if record is None or file is None:
             with self._reading() as connection:
-                _, sample = self._embeddings_of(connection, _some(ids, FaissFile.sample_size(len(ids))))
+                _, sample = self._embeddings_of(connection, random_part(ids, FaissFile.sample_size(len(ids))))
             file, covered_id, trained_rows = FaissFile.trained(sample, len(ids)), 0, len(ids)
         else:
             covered_id, trained_rows = record.covered_id, record.trained_rows
@@ -494,36 +503,36 @@ class SQLiteStore:
             connection.execute("DELETE FROM faiss_file")
             if record is not None:
                 connection.execute("INSERT INTO faiss_file VALUES (?, ?, ?, ?, ?, ?)", dataclasses.astuple(record))
-        _unlink(self._folder, rf"\.?nearest-{self._number}-.*", but=None if record is None else record.name)
+        unlink_matching(self._folder, rf"\.?nearest-{self._number}-.*", but=None if record is None else record.name)
 
     # The whole index
 
     def replacement(self, *, embed_dim: int, restart: bool = False) -> SQLiteStore:
-        with _locked(self._folder):
-            last = max(self._number, *_catalogues(self._folder))
+        with locked(self._folder):
+            last = max(self._number, *catalogues(self._folder))
             if last > self._number and not restart:
                 with contextlib.suppress(DataError):  # half made, or damaged
                     left = type(self)(self._folder, last)
                     if left.embed_dim == embed_dim:
                         return left
                     left.close()
-            for number in _catalogues(self._folder):
+            for number in catalogues(self._folder):
                 if number != self._number:
-                    _remove(self._folder, number)
+                    remove_catalogue(self._folder, number)
             _make(self._folder, last + 1, embed_dim)  # a new number: who has a removed one open shall notice
             return type(self)(self._folder, last + 1)
 
     def take_over(self) -> None:
-        with _locked(self._folder):
-            current = _current(self._folder)
+        with locked(self._folder):
+            current = current_catalogue(self._folder)
             if current is None or current >= self._number:
                 return
             with type(self)(self._folder, current) as old, old._writing():  # whoever waits to write then sees it
                 self._check_not_replaced()
-                _write_current(self._folder, self._number)
-            for number in _catalogues(self._folder):
+                make_current(self._folder, self._number)
+            for number in catalogues(self._folder):
                 if number < self._number:
-                    _remove(self._folder, number)
+                    remove_catalogue(self._folder, number)
 
     def close(self) -> None:
         with self._lock:
@@ -543,7 +552,7 @@ class SQLiteStore:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """All that is read inside is of one instant."""
         with self._lock, self._translated():
-            if self._seen is not None and _state(self._path) not in (None, self._seen):
+            if self._seen is not None and state_of(self._path) not in (None, self._seen):
                 self._connection.close()
                 self._connect()
             self._connection.execute("BEGIN")
@@ -567,8 +576,8 @@ class SQLiteStore:
 
     def _check_not_replaced(self) -> None:
         """A transaction in a database that is about to be removed would be lost without a word."""
-        current = _current(self._folder)
-        if current is None or current > self._number or _identity(self._path) != self._identity:
+        current = current_catalogue(self._folder)
+        if current is None or current > self._number or identity(self._path) != self._identity:
             raise ConfigError(f"{self.address}: the index has been replaced by another process; open it again")
 
     @contextlib.contextmanager
@@ -592,7 +601,7 @@ def _translation(error: sqlite3.Error, path: Path) -> Exception:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return ConfigError(
-            f"{path}: another process has been writing for {_PATIENCE_SECONDS:.0f} s; wait for it, then try again"
+            f"{path}: another process has been writing for {PATIENCE_SECONDS:.0f} s; wait for it, then try again"
         )
     if code == sqlite3.SQLITE_FULL:
         return DataError(f"{path}: the disk is full; make room and run it again: nothing that was stored is lost")
@@ -606,40 +615,6 @@ def _translation(error: sqlite3.Error, path: Path) -> Exception:
 # Files of the folder
 
 
-def _current(folder: Path) -> int | None:
-    """The number of the catalogue that ``CURRENT`` names; None if there is no index."""
-    try:
-        name = (folder / "CURRENT").read_bytes()[:100].strip()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DataError(f"{folder}: is no index that can be read ({error.strerror})") from error
-    found = re.fullmatch(rb"catalogue-([1-9][0-9]{0,17})\.db", name)
-    if not found:
-        raise DataError(f"{folder / 'CURRENT'}: names no catalogue but {name!r}; make the index anew")
-    return int(found[1])
-
-
-def _catalogues(folder: Path) -> list[int]:
-    names = (re.fullmatch(r"catalogue-([1-9][0-9]*)\.db", path.name) for path in folder.iterdir())
-    return [int(name[1]) for name in names if name]
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """For what is more than a transaction; readers need no lock."""
-    import filelock
-
-    try:
-        held = filelock.FileLock(folder / "lock").acquire(timeout=_PATIENCE_SECONDS)
-    except filelock.Timeout as error:
-        raise ConfigError(f"{folder}: another process has been changing the index for a minute; try again") from error
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror}); check its permissions") from error
-    with held:
-        yield
-
-
 def _create(folder: Path, embed_dim: int) -> int:
     if not 0 < embed_dim <= 65536:
         raise ConfigError(f"embed_dim {embed_dim}: must be between 1 and 65536")
@@ -651,14 +626,14 @@ def _create(folder: Path, embed_dim: int) -> int:
     others = [name for name in names if not re.fullmatch(r"\..*|lock|.*\.lock|catalogue-.*", name)]
     if others and "CURRENT" not in others:
         raise ConfigError(f"{folder}: holds other files ({others[0]!r}) and no index; choose a new or an empty folder")
-    with _locked(folder):
-        number = _current(folder)
+    with locked(folder):
+        number = current_catalogue(folder)
         if number is None:
-            for left in _catalogues(folder):  # of a process that ended before CURRENT was written
-                _remove(folder, left)
+            for left in catalogues(folder):  # of a process that ended before CURRENT was written
+                remove_catalogue(folder, left)
             number = 1
             _make(folder, number, embed_dim)
-            _write_current(folder, number)
+            make_current(folder, number)
     return number
 
 
@@ -679,76 +654,6 @@ def _make(folder: Path, number: int, embed_dim: int) -> None:
         raise _translation(error, folder) from error
     finally:
         connection.close()
-
-
-def _write_current(folder: Path, number: int) -> None:
-    beside = folder / ".CURRENT"
-    with beside.open("wb") as file:
-        file.write(f"catalogue-{number}.db\n".encode())
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(folder / "CURRENT")
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _remove(folder: Path, number: int) -> None:
-    """Removes a catalogue and what belongs to it; whoever has it open goes on reading it."""
-    with contextlib.suppress(OSError):  # the database first: without it nobody looks for the others
-        (folder / f"catalogue-{number}.db").unlink()
-    _unlink(folder, rf"catalogue-{number}\.db-.*|\.?nearest-{number}[-.].*")
-
-
-def _unlink(folder: Path, pattern: str, *, but: str | None = None) -> None:
-    for path in folder.iterdir():
-        if re.fullmatch(pattern, path.name) and path.name != but:
-            with contextlib.suppress(OSError):  # on Windows not while it is open
-                path.unlink()
-
-
-def _wal(path: Path) -> Path:
-    return path.with_name(f"{path.name}-wal")
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file it is; None if there is none."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _state(path: Path) -> tuple[int, ...] | None:
-    """What changes when somebody else writes."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino, _wal(path).exists()
-
-
-# Searching by the file of faiss
-
-
-def _candidates(k: int) -> int:
-    """Proposals that are compared again. Measured at 1,000,000 × 512 with queries of text: of the 10 nearest 0.97 are
-    among them, of the 100 nearest 0.96."""
-    return 200 + 8 * k
-
-
-def _is_for_all(k: int, allowed: NDArray[np.int64] | None, record: FaissRecord, exact_rows: int) -> bool:
-    """Whether it is better to compare every row: few are allowed, or many are asked for."""
-    return (allowed is not None and len(allowed) <= exact_rows) or 4 * _candidates(k) > record.rows
-
-
-def _some(ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """A random sample, in order; the same each time."""
-    return np.sort(np.random.default_rng(0).choice(ids, count, replace=False))
 
 
 # Rows and their records

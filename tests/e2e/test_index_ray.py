@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +57,14 @@ if __name__ == "__main__":
 """
 
 
+@pytest.fixture(autouse=True)
+def _short_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where a driver that is killed leaves the files of its Ray. The path of a socket must be short."""
+    with tempfile.TemporaryDirectory(prefix="ct-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield
+
+
 def _read(log: Path) -> list[tuple[int, str]]:
     """Who read which picture."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
@@ -60,7 +73,7 @@ def _read(log: Path) -> list[tuple[int, str]]:
 
 def _wait_for(condition: object, process: subprocess.Popen[str]) -> None:
     assert callable(condition)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -110,7 +123,7 @@ def test_each_picture_once_though_driver_and_worker_are_killed(tmp_path: Path) -
     _wait_for(lambda: len(_read(first)) >= 12, driver)
     driver.kill()
     driver.communicate()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 40
     while left := _left_behind(first, besides=AGENTS):
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
@@ -123,7 +136,7 @@ def test_each_picture_once_though_driver_and_worker_are_killed(tmp_path: Path) -
     driver = _start(tmp_path, second)
     _wait_for(lambda: len(_read(second)) >= 6, driver)
     os.kill(_read(second)[0][0], signal.SIGKILL)  # a worker
-    out, err = driver.communicate(timeout=60)
+    out, err = driver.communicate(timeout=180)
     assert driver.returncode == 0, err
     assert "bad.jpg" in out
 
@@ -142,3 +155,25 @@ def test_each_picture_once_though_driver_and_worker_are_killed(tmp_path: Path) -
         assert nearest.cosines[0] > 0.999
     assert not list((tmp_path / "work").rglob("*.parquet"))
     assert not _left_behind(second)
+
+
+def test_the_command_embeds_shards_by_workers(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        for i in range(3):
+            file = io.BytesIO()
+            Image.new("RGB", (64, 48), (80 * i, 0, 0)).save(file, "JPEG")
+            for name, content in ((f"{i}.jpg", file.getvalue()), (f"{i}.txt", b"a colour")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    command = [sys.executable, "-m", "clip", "index", "some.tar", "--into", "index", "--model", "pocket", "--json"]
+    for expected in (3, 0):  # the second time there is nothing to do, and Ray is not even started
+        done = subprocess.run(
+            [*command, "--engine", "ray", "--workers", "2"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["embedded"] == expected
+    with Index.open(tmp_path / "index") as index:
+        rows = [row for found in index.store.scan() for row in found.rows]
+        assert sorted(row.path for row in rows) == [f"{tmp_path}/some.tar/{i}.jpg" for i in range(3)]
+        assert all(row.metadata == {"caption": "a colour"} for row in rows)

@@ -23,7 +23,8 @@ _GROWTH = 1.1
 def describe(store: Store, encoder: Encoder) -> About:
     """Writes what a new index has to say of its model. Encodes the packaged pictures and their captions, once."""
     pairs = calibration_pairs()
-    background = Background.of(encoder.images(pairs.images), encoder.texts(pairs.texts), pairs.is_match)
+    texts = encoder.texts(pairs.texts, truncate=True)  # there are models for a few words
+    background = Background.of(encoder.images(pairs.images), texts, pairs.is_match)
     store.write_document(BACKGROUND, background.to_bytes())
     store.write_document(MODEL_FILE, encoder.seen)
     store.write_document(ABOUT, encoder.about.to_bytes())  # the last: an index that has it has all of them

@@ -121,11 +121,11 @@ class Encoder:
         self._check_weights()
         return NumpyText.open(self.name)
 
-    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(T, E). Raises TextTooLongError with the text itself in the message."""
+    def texts(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
+        """(T, E). Raises TextTooLongError, unless long texts are to be cut."""
         model = self._text_model
         try:
-            batches = [batch.embeddings for batch in encode_texts(model, texts)]
+            batches = [batch.embeddings for batch in encode_texts(model, texts, truncate=truncate)]
         except TextTooLongError as error:
             raise TextTooLongError(f"{error}; a query is searched for as a whole, so shorten it") from error
         return np.concatenate(batches) if batches else np.empty((0, model.config.embed_dim), np.float32)

@@ -8,13 +8,14 @@ with clip.Index.open("photos.index", model="pocket", create=True) as index:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,10 @@ from clip.search.store import Condition, Found, Row, Store, open_store
 
 if TYPE_CHECKING:
     from clip.inference.precision import Precision
+    from clip.search.adding import Watcher
+    from clip.search.changes import Report
+    from clip.search.embedded import Embedded
+    from clip.search.sources import Pictures
 
 __all__ = ["DEFAULT_MODEL", "Hit", "Index", "Results", "default_address"]
 
@@ -172,9 +177,9 @@ class Index:
                 ranked = self._ranked(parsed, embeddings, candidates, where, considered, exact)
                 best = ranked[0] if ranked else None
                 hits = [hit for hit in ranked if hit.match >= min_match]
-                is_all = candidates >= considered or len(hits) < len(ranked)
+                is_enough = candidates >= considered or len(hits) < len(ranked)
                 hits = _grouped(hits, k) if group else hits
-                if len(hits) >= k or is_all:
+                if len(hits) >= k or is_enough:
                     break
                 candidates *= 4  # so many near-duplicates that there are fewer groups than asked for
         reason = None if hits else _reason(total, considered, best, min_match)
@@ -201,7 +206,8 @@ class Index:
     ) -> list[Hit]:
         """The nearest pictures to the parts of the query, in the order of how well they answer the whole."""
         nearest = self.store.nearest(probes(query, embeddings), min(candidates, considered), where, exact=exact)
-        found: Found = self.store.find(np.unique(np.concatenate([neighbours.ids for neighbours in nearest])))
+        ids = {number for neighbours in nearest for number in neighbours.ids.tolist()}  # np.unique imports numpy.ma
+        found: Found = self.store.find(sorted(ids))
         cosines = found.embeddings @ embeddings.T
         scored = score(query, cosines, self.background.reference(query, embeddings), considered)
         similarity = cosines[:, query.is_negated.index(False)]
@@ -216,6 +222,64 @@ class Index:
             )
             for i in np.lexsort((found.ids, -similarity, -scored.scores)).tolist()
         ]
+
+    def add(
+        self,
+        *sources: str | os.PathLike[str] | Pictures | Embedded,
+        image_column: str | None = None,
+        embedding_column: str | None = None,
+        is_claimed: bool = False,
+        remove_missing: bool = False,
+        batch_size: int = 32,
+        ray: Mapping[str, Any] | None = None,
+        watcher: Watcher | None = None,
+    ) -> Report:
+        """Brings the index up to date with folders and pictures, tables, shards and files of embeddings; without any,
+        with all folders that it knows. Only what is new or has changed is read.
+
+        image_column, embedding_column: of tables; by default they are known by the usual names.
+        is_claimed: embeddings whose files do not say what made them are of the model of this index.
+        remove_missing: forget the pictures of folders that are not there or are empty; their disk may only be away.
+        ray: options of ``RayEngine``, to have its workers embed.
+        watcher: told of progress and of each failure. What cannot be read is in the report, and is no exception.
+        """
+        from clip.search.adding import Opened, add_sources, open_sources
+
+        opened: list[Opened] = []
+        for source in sources:
+            if isinstance(source, (str, os.PathLike)):
+                paths = [os.fspath(source)]
+                opened += open_sources(paths, image_column=image_column, embedding_column=embedding_column)
+            else:
+                opened.append(source)
+        with contextlib.ExitStack() as stack:
+            engine = None
+            if ray is not None:
+                from clip.search.ray_engine import RayEngine
+
+                watch = {"on_progress": watcher.advance, "on_failure": watcher.failed} if watcher else {}
+                folder = ray.get("work_folder") or self._work_folder()
+                options = {**ray, **watch, "work_folder": folder, "batch_size": batch_size}
+                engine = stack.enter_context(RayEngine(self.store, self.encoder.name, **options))
+            report = add_sources(
+                self.store,
+                self.about,
+                self.encoder,
+                opened,
+                is_claimed=is_claimed,
+                remove_missing=remove_missing,
+                batch_size=batch_size,
+                ray=engine,
+                watcher=watcher,
+            )
+            with report.seconds.spent("total"), report.seconds.spent("storing"):
+                self.refresh()
+        return report
+
+    def _work_folder(self) -> str:
+        if "://" in self.address:
+            raise ConfigError(f"{self.address} is no folder; name one that all workers see, with --work-folder")
+        return str(Path(self.address) / "work")
 
     def remove(self, paths: Collection[str]) -> int:
         """Forgets pictures; their files stay. How many of them there were."""

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import clip
 from clip.checkpoints.files import read_checkpoint
 from clip.cli.train import Inputs, command
 from clip.training.config import TrainConfig, field_docs
-from conftest import Run
+
+Run = Callable[..., Any]
 
 
 @pytest.fixture

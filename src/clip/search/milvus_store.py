@@ -203,22 +203,6 @@ class MilvusStore:
         if request:
             self._ask("upsert", self._rows, data=request)
 
-    def rename(self, old: str, new: Row) -> bool:
-        """The row has its new path before it loses the old one: a process that ends between leaves both."""
-        if not self.copy(old, new):
-            return False
-        if old != new.path:
-            self._ask("delete", self._rows, filter=_among("path", [spelled_path(old)]))
-        return True
-
-    def copy(self, old: str, new: Row) -> bool:
-        record = _record(new, None)
-        self._check_not_replaced()
-        found = self._query(self._rows, _among("path", [spelled_path(old)]), ["embedding"])
-        if found:
-            self._write([record | {"embedding": found[0]["embedding"]}])
-        return bool(found)
-
     def remove(self, paths: Collection[str]) -> int:
         self._check_not_replaced()
         removed = 0
@@ -592,7 +576,7 @@ def _make_index(
 # Rows and their records
 
 
-def _record(row: Row, embedding: NDArray[np.float16] | None) -> dict[str, Any]:
+def _record(row: Row, embedding: NDArray[np.float16]) -> dict[str, Any]:
     try:
         metadata = json.dumps(dict(row.metadata), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -609,7 +593,7 @@ def _record(row: Row, embedding: NDArray[np.float16] | None) -> dict[str, Any]:
         "signature": _to_hex(row.signature),
         "metadata": metadata,
         "facets": facets(row.metadata),
-        "embedding": None if embedding is None else embedding.astype(np.float32),
+        "embedding": embedding.astype(np.float32),
     }
     for name, value in record.items():
         text = json.dumps(value, ensure_ascii=False) if name == "facets" else value

@@ -198,7 +198,7 @@ class FaissFile:
         faiss = imported_faiss()
         assert faiss is not None
         lists = self._index.nlist
-        probes, selector = max(16, lists // 16), None
+        probes, selector = max(64, lists // 16), None
         if allowed is not None:
             bits = np.zeros(int(allowed.max(initial=0)) + 1, bool)
             bits[allowed] = True

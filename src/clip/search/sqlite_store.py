@@ -208,32 +208,6 @@ class SQLiteStore:
                 ((first + number, halves[place].tobytes()) for number, place in enumerate(places)),
             )
 
-    def rename(self, old: str, new: Row) -> bool:
-        record, old_path = _record(new), path_bytes(old)
-        with self._writing() as connection:
-            found = connection.execute("SELECT id FROM rows WHERE path = ?", (old_path,)).fetchone()
-            if found is None:
-                return False
-            connection.execute("DELETE FROM rows WHERE path = ? AND id != ?", (record[0], *found))
-            assignments = ", ".join(f"{name} = ?" for name in _COLUMNS)
-            connection.execute(f"UPDATE rows SET {assignments} WHERE id = ?", (*record, *found))
-        return True
-
-    def copy(self, old: str, new: Row) -> bool:
-        if old == new.path:
-            return self.rename(old, new)
-        record, old_path = _record(new), path_bytes(old)
-        with self._writing() as connection:
-            found = connection.execute("SELECT id FROM rows WHERE path = ?", (old_path,)).fetchone()
-            if found is None:
-                return False
-            connection.execute("DELETE FROM rows WHERE path = ?", (record[0],))
-            cursor = connection.execute("INSERT INTO rows VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)", record)
-            connection.execute(
-                "INSERT INTO embeddings SELECT ?, embedding FROM embeddings WHERE id = ?", (cursor.lastrowid, *found)
-            )
-        return True
-
     def remove(self, paths: Collection[str]) -> int:
         wanted = [(path_bytes(path),) for path in paths]
         if not wanted:

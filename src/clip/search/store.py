@@ -129,13 +129,6 @@ class Store(Protocol):
         Raises ShapeError unless there is an embedding of E finite numbers for each row.
         """
 
-    def rename(self, old: str, new: Row) -> bool:
-        """Gives a row another path, and the rest of ``new``, with the embedding that it has. A row that ``new.path``
-        had is replaced. False if there is no row ``old``."""
-
-    def copy(self, old: str, new: Row) -> bool:
-        """Stores ``new`` with the embedding of ``old``, which stays. False if there is no row ``old``."""
-
     def remove(self, paths: Collection[str]) -> int:
         """How many of them there were."""
 

@@ -161,3 +161,12 @@ def test_wrong_usage(arguments: list[str], message: str, clip_run: Any) -> None:
 def test_an_index_is_not_made_of_nothing(index: Path, clip_run: Any) -> None:
     outcome = clip_run("index", "--into", index)
     assert outcome.status == 1 and "no index is there" in outcome.err and not index.exists()
+
+
+def test_embeddings_say_what_model_a_new_index_is_of(
+    pictures: Path, index: Path, clip_run: Any, model_file: str, tmp_path: Path
+) -> None:
+    clip_run("encode", pictures, "--output", tmp_path / "e.npy", "--model", model_file)
+    outcome = clip_run("index", tmp_path / "e.npy", "--into", index, "--json")
+    assert outcome.status == 0, outcome.err
+    assert (json.loads(outcome.out)["model"], len(paths(index))) == (model_file, 4)

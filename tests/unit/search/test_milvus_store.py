@@ -262,21 +262,6 @@ def test_what_does_not_fit_into_a_field_is_refused_by_name(store: MilvusStore) -
     assert store.count() == 0
 
 
-def test_a_rename_that_is_cut_short_loses_nothing(store: MilvusStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.add(_rows(1), _embeddings(1))
-    real = store._ask
-
-    def ends(method: str, *arguments: Any, **named: Any) -> Any:
-        if method == "delete":
-            raise KeyboardInterrupt
-        return real(method, *arguments, **named)
-
-    monkeypatch.setattr(store, "_ask", ends)
-    with pytest.raises(KeyboardInterrupt):
-        store.rename("/p/0000.jpg", Row(path="/new.jpg"))
-    assert [known.path for known in store.known()] == ["/new.jpg", "/p/0000.jpg"]
-
-
 # Searching
 
 
@@ -392,7 +377,6 @@ def test_a_replacement_takes_over_at_once_and_readers_are_told_when_theirs_is_go
         for write in (
             lambda: store.add(_rows(1), _embeddings(1)),
             lambda: store.remove(["/p/0000.jpg"]),
-            lambda: store.rename("/p/0000.jpg", Row(path="x")),
             lambda: store.write_document("about", b"lost"),
         ):
             with pytest.raises(ConfigError, match="replaced by another process; open it again"):

@@ -130,8 +130,6 @@ def test_with_later_rows_and_removed_ones_and_conditions(store: SQLiteStore) -> 
         [dataclasses.replace(row, metadata={"m": 1}) for row in rows(300)[1:]], clustered(299, seed=5)
     )  # replaced
     store.add(rows(200, "/new"), clustered(200, seed=6))
-    store.rename("/p/01001.jpg", Row(path="/renamed", metadata={"m": 1}))
-    store.copy("/p/01002.jpg", Row(path="/copied", metadata={"m": 1}))
     for conditions in everything:
         check(store, conditions, 0.95)
     assert files(store) == ["nearest-1-1.faiss"]

@@ -15,9 +15,13 @@ POCKET = Path(clip.__path__[0]) / "pocket.safetensors"
 
 
 @pytest.mark.skipif(not POCKET.exists(), reason="pocket is not in this checkout")
-@pytest.mark.parametrize("page", ["classify.md", "encode.md", "evaluate.md", "inference.md", "probe.md", "queries.md", "search.md"])
+@pytest.mark.parametrize(
+    "page", ["classify.md", "encode.md", "evaluate.md", "inference.md", "probe.md", "queries.md", "search.md"]
+)
 def test_the_python_of_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.M | re.S)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), re.M | re.S
+    )
     assert blocks
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)

@@ -15,13 +15,10 @@ POCKET = Path(clip.__path__[0]) / "pocket.safetensors"
 
 
 @pytest.mark.skipif(not POCKET.exists(), reason="pocket is not in this checkout")
-@pytest.mark.parametrize(
-    "page", ["classify.md", "encode.md", "evaluate.md", "inference.md", "probe.md", "queries.md", "search.md"]
-)
+@pytest.mark.parametrize("page", ["classify", "encode", "evaluate", "inference", "probe", "queries", "search"])
 def test_the_python_of_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), re.M | re.S
-    )
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     assert blocks
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)

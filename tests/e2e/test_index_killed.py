@@ -224,3 +224,18 @@ def test_the_installed_command_is_killed_and_goes_on(tmp_path: Path) -> None:
     left = len([*folder.iterdir()])
     assert (report["unchanged"], report["embedded"]) == (len(before), left - len(before) - report["copied"])
     assert len(stored(index)) == left
+
+
+def test_two_commands_at_once_make_one_index(tmp_path: Path) -> None:
+    index, both = tmp_path / "index", tmp_path / "pictures"
+    for number in range(40):
+        write(both / ("left" if number % 2 else "right") / f"{number}.png", number)
+    commands = [
+        [sys.executable, "-m", "clip", "index", *map(str, folders), "--into", str(index), "--quiet"]
+        for folders in ((both / "left", both / "right"), (both,))
+    ]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    for process in running:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert sorted(stored(index)) == sorted(str(path) for path in both.rglob("*.png"))

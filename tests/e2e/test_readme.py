@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,28 @@ def test_the_first_command_prints_the_table() -> None:
         (file, label, share), (said_file, said_label, said_share) = (pattern.match(x).groups() for x in (line, said))
         assert (file, label) == (said_file, said_label)
         assert abs(float(share) - float(said_share)) < 1
+
+
+def test_the_search_finds_what_it_says(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    lines = next(block for block in _blocks("console") if "$ clip search" in block).splitlines()
+    made, *searches = [place for place, line in enumerate(lines) if re.match(r"\$ clip (index|search)", line)]
+    hit = re.compile(r"(\d+) +([\d.]+)%.* ([\d.]+) +\S*?(\S+)")
+    assert "24 added" in lines[made + 1]
+    hits = 0
+    for place in (made, *searches):
+        command = lines[place].removeprefix("$ clip ").partition("  ")[0]
+        ran = subprocess.run(
+            [sys.executable, "-m", "clip", *command.split()], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        said = [match.groups() for line in lines[place + 1 : place + 4] if (match := hit.match(line))]
+        found = [match.groups() for line in ran.stdout.splitlines() if (match := hit.match(line))]
+        assert len(found) == len(said)
+        hits += len(said)
+        for (rank, share, _, path), (said_rank, said_share, _, said_path) in zip(found, said, strict=True):
+            assert rank == said_rank
+            assert path.endswith(said_path)
+            assert abs(float(share) - float(said_share)) < 5  # bf16 or fp32
+        if not said and place != made:
+            assert "no picture is likely enough to match" in ran.stderr
+    assert (len(searches), hits) == (2, 2)

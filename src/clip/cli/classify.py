@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clip.cli import options
-from clip.cli.console import Session, json_line, note, printable, progress, rounded, say
+from clip.cli.console import Session, json_line, note, printable, progress, rounded, say, tail
 from clip.cli.pictures import count, find
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def _terminal_table(class_names: tuple[str, ...]) -> Write:
             file, label, p, runners_up = _cells(row)
             bar = f" {block * round(p * _BAR_WIDTH)}" if is_wide else ""
             cells = [
-                Text(_tail(file, file_width, cell_len)),
+                Text(tail(file, file_width)),
                 Text(label, style="dim" if row.is_rejected else "bold", overflow="ellipsis"),
                 Text(f"{p:>6.1%}{bar}"),
                 Text(runners_up, style="dim", overflow="ellipsis"),
@@ -264,12 +264,3 @@ def _terminal_table(class_names: tuple[str, ...]) -> Write:
         console.print(table)
 
     return write
-
-
-def _tail(text: str, width: int, cell_len: Callable[[str], int]) -> str:
-    """The end of ``text`` that fits, after an ellipsis."""
-    if cell_len(text) <= width:
-        return text
-    while text and cell_len(text) >= width:
-        text = text[1:]
-    return f"…{text}"

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["ByteBar", "Progress", "Session", "json_line", "note", "printable", "progress", "rounded", "say"]
+__all__ = ["ByteBar", "Progress", "Session", "json_line", "note", "printable", "progress", "rounded", "say", "tail"]
 
 
 @dataclasses.dataclass(slots=True)
@@ -108,6 +108,17 @@ def progress(session: Session, what: str, total: Callable[[], int | None]) -> It
         yield Progress(lambda count: bar.advance(task, count), paused)
     finally:
         bar.stop()
+
+
+def tail(text: str, width: int) -> str:
+    """The end of ``text`` that fits into so many columns of a terminal, after an ellipsis."""
+    from rich.cells import cell_len
+
+    if cell_len(text) <= width:
+        return text
+    while text and cell_len(text) >= width:
+        text = text[1:]
+    return f"…{text}"
 
 
 class ByteBar(contextlib.AbstractContextManager["ByteBar"]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import click
 
 from clip.cli import options
 from clip.cli.conditions import conditions_of, filters
-from clip.cli.console import Session, json_line, printable, rounded, say
+from clip.cli.console import Session, json_line, printable, rounded, say, tail
 
 if TYPE_CHECKING:
     from clip.inference.precision import Precision
@@ -196,7 +195,6 @@ _WIDE_ENOUGH = 72
 
 def _terminal_table(results: Results) -> None:
     """A table that fits the terminal: the start of a long path is cut off, since its end tells pictures apart."""
-    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -219,7 +217,7 @@ def _terminal_table(results: Results) -> None:
             Text(f"{rank:>{rank_width}}", style="dim"),
             Text(f"{hit.match:>6.1%}{bar}"),
             Text(f"{hit.similarity:>z6.3f}", style="dim"),
-            Text(_tail(printable(_near(hit.path)), widths[-1], cell_len), style="bold" if hit.match >= 0.5 else ""),
+            Text(tail(printable(_near(hit.path)), widths[-1]), style="bold" if hit.match >= 0.5 else ""),
             Text(_alike(hit), style="dim"),
         )
     console.print(table)
@@ -232,12 +230,3 @@ def _near(path: str) -> str:
         if path.startswith(start) and len(path) > len(start):
             return sign + path[len(start) :]
     return path
-
-
-def _tail(text: str, width: int, cell_len: Callable[[str], int]) -> str:
-    """The end of ``text`` that fits, after an ellipsis."""
-    if cell_len(text) <= width:
-        return text
-    while text and cell_len(text) >= width:
-        text = text[1:]
-    return f"…{text}"

@@ -279,7 +279,7 @@ class SQLiteStore:
         while len(best) < len(queries):
             block = queries[len(best) : len(best) + _QUERIES]
             proposed = list(file.candidates(block, wanted, allowed))
-            unique = np.unique(np.concatenate(proposed))
+            unique = _distinct(np.concatenate(proposed))
             ids, embeddings = self._embeddings_of(connection, unique)
             if len(ids) < 0.8 * len(unique) and wanted < file.rows:  # the others have been removed or replaced
                 wanted *= 2
@@ -632,6 +632,12 @@ def _make(folder: Path, number: int, embed_dim: int) -> None:
 
 
 # Rows and their records
+
+
+def _distinct(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """In order. ``np.unique`` would import ``numpy.ma``, 5 ms of a search."""
+    ids = np.sort(ids)
+    return ids[np.append(True, ids[1:] != ids[:-1])] if len(ids) else ids
 
 
 def _record(row: Row) -> tuple[Any, ...]:

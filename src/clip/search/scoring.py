@@ -11,11 +11,11 @@ import dataclasses
 import io
 import itertools
 import math
-import zipfile
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.format import read_array, write_array
 from numpy.typing import NDArray
 
 from clip import samples
@@ -115,29 +115,23 @@ class Background:
         return Reference(pictures @ embeddings.T, self.curve, len(self.anchors))
 
     def to_bytes(self) -> bytes:
+        """Four arrays in the form of .npy, one behind the other: quicker to read than an archive of them."""
         file = io.BytesIO()
-        np.savez(
-            file,
-            version=np.int64(_VERSION),
-            anchors=self.anchors,
-            sample=self.sample,
-            curve=np.array(self.curve, np.float64),
-        )
+        for array in (np.int64(_VERSION), np.array(self.curve, np.float64), self.anchors, self.sample):
+            write_array(file, np.asanyarray(array), allow_pickle=False)
         return file.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes, address: str) -> Background:
         """Raises DataError for what is no such document, or one of another version."""
+        file = io.BytesIO(data)
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                version = int(arrays["version"])
-                if version != _VERSION:
-                    raise DataError(
-                        f"{address}: its background is of version {version}; this everyclip reads {_VERSION}"
-                    )
-                slope, intercept = arrays["curve"].astype(np.float64, casting="safe").tolist()
-                anchors, sample = arrays["anchors"], arrays["sample"]
-        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+            version = int(read_array(file, allow_pickle=False))
+            if version != _VERSION:
+                raise DataError(f"{address}: its background is of version {version}; this everyclip reads {_VERSION}")
+            curve, anchors, sample = (read_array(file, allow_pickle=False) for _ in range(3))
+            slope, intercept = curve.astype(np.float64, casting="safe").tolist()
+        except (ValueError, TypeError, EOFError, MemoryError) as error:
             raise DataError(f"{address}: its background cannot be read ({error}); make the index anew") from error
         good = math.isfinite(slope) and math.isfinite(intercept) and anchors.ndim == sample.ndim == 2 and len(anchors)
         good = good and anchors.dtype == sample.dtype == np.float16 and anchors.shape[1] == sample.shape[1]

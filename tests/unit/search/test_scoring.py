@@ -226,16 +226,17 @@ class TestBackground:
         assert len(whole.sample) == SAMPLE_SIZE
         assert len(whole.to_bytes()) < 1.1 * 2**20
 
-    @pytest.mark.parametrize("data", [b"", b"no archive", b"PK\x03\x04", background().to_bytes()[:-30]])
+    @pytest.mark.parametrize("data", [b"", b"no arrays", b"PK\x03\x04", background().to_bytes()[:-30]])
     def test_refuses_what_is_none(self, data: bytes) -> None:
         with pytest.raises(DataError, match="index: its background cannot be read"):
             Background.from_bytes(data, "index")
 
     def test_refuses_another_version_and_other_arrays(self) -> None:
         def document(**changed: Any) -> bytes:
-            file = io.BytesIO()
-            with np.load(io.BytesIO(background().to_bytes())) as arrays:
-                np.savez(file, **{**dict(arrays), **changed})
+            written, file = io.BytesIO(background().to_bytes()), io.BytesIO()
+            for name in ("version", "curve", "anchors", "sample"):
+                stored = np.load(written)
+                np.save(file, changed.get(name, stored))
             return file.getvalue()
 
         assert Background.from_bytes(document(), "index").curve == background().curve

@@ -11,9 +11,13 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Its address, without the name of an index; it has none yet."""
+    """Its address, without the name of an index; it has none yet.
+
+    One for each module, whose tests follow one another: milvus-lite ends connections that were idle for a minute and
+    only sent their pings meanwhile ("Too many pings").
+    """
     pytest.importorskip("pymilvus")
     pytest.importorskip("milvus_lite")
     folder = tmp_path_factory.mktemp("milvus")

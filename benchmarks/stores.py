@@ -88,7 +88,7 @@ def make_facts(count: int) -> Facts:
     return Facts(rng.integers(0, SIZES, count), rng.bytes(16 * count), rng.bytes(56 * count))
 
 
-def path_of(number: int, root: str = "/home/someone/Pictures") -> str:
+def path_of(number: int, root: str = "/users/someone/Pictures") -> str:
     return f"{root}/2026/{number % 12 + 1:02}/IMG_{number:08}.jpg"
 
 

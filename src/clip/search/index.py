@@ -115,22 +115,25 @@ class Index:
         Raises IndexNotFoundError if there is none, DataError if it cannot be read.
         """
         address = os.fspath(address) if address is not None else default_address()
-        try:
-            store = open_store(address)
-            about = read_about(store)
-        except IndexNotFoundError:
-            about = None
-        if about is None and not create:
-            raise IndexNotFoundError(
-                f"{address}: no index is there; make one with 'clip index FOLDER --into {address}'"
-            )
-        encoder = Encoder(
-            model or (about.model if about else DEFAULT_MODEL), device=device, precision=precision, load=load
-        )
-        if about is None:
-            store = open_store(address, embed_dim=encoder.about.embed_dim)
-            about = describe(store, encoder)
-        encoder.expect(about, address, seen=store.read_document(MODEL_FILE) or b"")
+        how: dict[str, Any] = {"device": device, "precision": precision, "load": load}
+        with contextlib.ExitStack() as opened:  # what was opened is closed again if it turns out not to be usable
+            try:
+                store = opened.enter_context(open_store(address))
+                about = read_about(store)
+            except IndexNotFoundError:
+                about = None
+            if about is None:
+                if not create:
+                    remedy = f"make one with 'clip index FOLDER --into {address}'"
+                    raise IndexNotFoundError(f"{address}: no index is there; {remedy}")
+                opened.close()
+                encoder = Encoder(model or DEFAULT_MODEL, **how)
+                store = opened.enter_context(open_store(address, embed_dim=encoder.about.embed_dim))
+                about = describe(store, encoder)
+            else:
+                encoder = Encoder(model or about.model, **how)
+            encoder.expect(about, address, seen=store.read_document(MODEL_FILE) or b"")
+            opened.pop_all()
         return cls(store, about, encoder)
 
     @cached_property

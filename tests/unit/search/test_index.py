@@ -289,5 +289,20 @@ def test_the_default_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     assert default_address() == "/data/everyclip/index"
     monkeypatch.delenv("XDG_DATA_HOME")
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert default_address() == "/home/someone/.local/share/everyclip/index"
+    monkeypatch.setenv("HOME", "/users/someone")
+    assert default_address() == "/users/someone/.local/share/everyclip/index"
+
+
+def test_an_index_that_cannot_be_used_is_closed_again(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+    real = type(index.store).close
+
+    def close(store: object) -> None:
+        closed.append("store")
+        real(store)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(index.store), "close", close)
+    index.store.write_document("about", b"no JSON")
+    with pytest.raises(DataError, match="its description cannot be read"):
+        Index.open(index.address)
+    assert closed == ["store"]

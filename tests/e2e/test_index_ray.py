@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,9 @@ import pytest
 from PIL import Image
 
 from clip.search.index import Index
+from clip.search.items import Item
+from clip.search.ray_engine import RayEngine
+from clip.search.sources import Part, in_parts
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
 
@@ -155,6 +158,23 @@ def test_each_picture_once_though_driver_and_worker_are_killed(tmp_path: Path) -
         assert nearest.cosines[0] > 0.999
     assert not list((tmp_path / "work").rglob("*.parquet"))
     assert not _left_behind(second)
+
+
+def test_a_file_whose_part_was_done_again_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may die after its file is whole and before the driver hears of it; another then does its part."""
+
+    def done(self: RayEngine, parts: Sequence[Part]) -> Iterator[dict[str, object]]:
+        [work] = (tmp_path / "work").iterdir()
+        (work / "told-nobody.parquet").write_bytes(b"rows that are stored by another file")
+        yield {"file": "", "embedded": 0, "failed": []}
+
+    monkeypatch.setattr(RayEngine, "_done", done)
+    with (
+        Index.open(tmp_path / "index", model="pocket", create=True) as index,
+        RayEngine(index.store, "pocket", work_folder=tmp_path / "work") as engine,
+    ):
+        engine.add(in_parts(iter([Item(path="a.jpg", image="a.jpg")])))
+    assert not list((tmp_path / "work").rglob("*"))
 
 
 def test_the_command_embeds_shards_by_workers(tmp_path: Path) -> None:

@@ -142,6 +142,9 @@ class RayEngine:
             while round_ := list(itertools.islice(stream, _ROUND_PARTS)):
                 for done in self._done(round_):
                     self._count(done)
+                # A worker that died between writing its file and saying so: its part was done again, and is stored.
+                for file in self._folder.glob("*.parquet"):
+                    file.unlink()
         report.include(self.report)
         self.report = report
         return report

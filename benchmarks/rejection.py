@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from clip.evaluation.prompts import BACKGROUND, DEFAULT_TEMPLATES
 from clip.evaluation.zero_shot import ZeroShotClassifier
 from clip.features import encode_images
 from clip.inference.loading import load_for_inference
+from clip.prompts import BACKGROUND, DEFAULT_TEMPLATES
 
 
 def main() -> None:

@@ -171,9 +171,9 @@ def embed_crops() -> Array:
 def embed_sentences() -> Array:
     """Real embeddings by pocket: what one might ask of such pictures."""
     from clip import load_for_inference
-    from clip.evaluation.prompts import DEFAULT_TEMPLATES, fill
     from clip.evaluation.things import COLOURS
     from clip.features import encode_texts
+    from clip.prompts import DEFAULT_TEMPLATES, fill
     from clip.samples import pictures
 
     labels = Path(__file__).parents[1] / "examples" / "emoji" / "labels.csv"

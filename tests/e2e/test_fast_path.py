@@ -22,7 +22,6 @@ from torch import Tensor
 import clip
 from clip.cli.main import run
 from clip.embedding_files import read_embeddings
-from clip.evaluation.prompts import read_names
 from clip.evaluation.zero_shot import ZeroShotClassifier
 from clip.features import encode_images, encode_texts
 from clip.images import read_image
@@ -30,6 +29,7 @@ from clip.inference import loading, precision
 from clip.inference.optimized import InferenceCLIP
 from clip.inference.packed import PackedLinear
 from clip.model import CLIP, CLIPConfig
+from clip.prompts import read_names
 from clip.simple_tokenizer import token_ids
 
 ROOT = Path(__file__).parents[2]

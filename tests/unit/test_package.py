@@ -97,6 +97,8 @@ RANKS = {
     "features": 5,
     "embedding_files": 5,
     "html_page": 1,
+    "intervals": 1,
+    "prompts": 1,
     "data": 5,
     "evaluation": 6,
     "training": 6,

@@ -24,7 +24,7 @@ from clip.search.indexing import update_folders
 TORCH_FREE = (
     *("clip", "clip.config", "clip.errors", "clip.simple_tokenizer", "clip.images", "clip.preprocess"),
     *("clip.inference.exported", "clip.inference.loading", "clip.features", "clip.embedding_files"),
-    *("clip.evaluation.prompts", "clip.evaluation.zero_shot", "clip.fidelity", "clip.cli.main", "clip.cli.options"),
+    *("clip.prompts", "clip.evaluation.zero_shot", "clip.fidelity", "clip.cli.main", "clip.cli.options"),
     *("clip.cli.classify", "clip.cli.encode", "clip.checkpoints.mapped", "clip.inference.numpy_text"),
     *(f"clip.search.{module.name}" for module in pkgutil.iter_modules(clip.search.__path__)),
 )

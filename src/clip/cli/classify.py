@@ -88,7 +88,7 @@ def command(
     The percentages divide one certainty between the labels given: they say which label fits better, not whether any
     does. A picture that cannot be read is reported and left out, and the exit status is then 1.
     """
-    from clip.evaluation import prompts
+    from clip import prompts
 
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other; choose one")

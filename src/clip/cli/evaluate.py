@@ -140,8 +140,8 @@ def command(
 
         new_figure()  # raises without matplotlib, which would be late after the model's work
 
+    from clip import prompts
     from clip.evaluation import probe as generated
-    from clip.evaluation import prompts
     from clip.evaluation.evaluate import compare, evaluate, tasks_of
     from clip.evaluation.results import Evaluation
     from clip.evaluation.scenes import kinds_of, shapes

@@ -16,11 +16,11 @@ from clip.evaluation import metrics
 from clip.evaluation.calibration import calibrate
 from clip.evaluation.datasets import Classes, EmbeddedSource
 from clip.evaluation.intervals import measured_share
-from clip.evaluation.prompts import DEFAULT_TEMPLATES, checked_templates, fill
 from clip.evaluation.results import ClassificationResult, Measure, Predictions, PromptResult, TemplateScore
 from clip.evaluation.zero_shot import embed_prompts
 from clip.features import normalized
 from clip.inference.loading import Model
+from clip.prompts import DEFAULT_TEMPLATES, checked_templates, fill
 
 __all__ = ["class_embeddings", "classification_of", "evaluate_zero_shot", "template_embeddings", "top1"]
 

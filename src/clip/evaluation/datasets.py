@@ -17,11 +17,11 @@ from torch import Tensor
 
 from clip.data.records import Sample, Source
 from clip.errors import ConfigError, DataError, choices
-from clip.evaluation.prompts import checked_classes, same_text
 from clip.evaluation.results import FailedItem
 from clip.features import AnyImage, Failure, encode_images
 from clip.inference.loading import Model
 from clip.preprocess import Preprocess
+from clip.prompts import checked_classes, same_text
 
 __all__ = [
     "Answers",

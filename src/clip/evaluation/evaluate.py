@@ -19,7 +19,6 @@ from clip.evaluation.classification import evaluate_zero_shot
 from clip.evaluation.datasets import declared_answers, embed_source, labelled, labelled_alike, read_answers
 from clip.evaluation.intervals import paired_difference
 from clip.evaluation.linear_probe import SHOTS, check_taught, evaluate_few_shot, evaluate_linear_probe, untaught
-from clip.evaluation.prompts import DEFAULT_TEMPLATES
 from clip.evaluation.results import (
     ClassificationResult,
     Comparison,
@@ -33,6 +32,7 @@ from clip.evaluation.results import (
 from clip.evaluation.retrieval import evaluate_retrieval
 from clip.inference.loading import Model, runtime_of
 from clip.preprocess import Preprocess
+from clip.prompts import DEFAULT_TEMPLATES
 
 __all__ = ["Task", "compare", "evaluate", "tasks_of"]
 

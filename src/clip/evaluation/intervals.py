@@ -7,44 +7,22 @@ of pictures from elsewhere, nor of other class names, prompts or candidates, whi
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
-from statistics import NormalDist
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from clip.errors import ConfigError, ShapeError
 from clip.evaluation.metrics import mean
-from clip.evaluation.results import LEVEL, Measure
+from clip.evaluation.results import Measure
+from clip.intervals import LEVEL, Interval, wilson
 
-__all__ = ["Interval", "Statistic", "bootstrap", "measured_share", "paired_difference", "wilson"]
+__all__ = ["Statistic", "bootstrap", "measured_share", "paired_difference"]
 
 Statistic = Callable[[Tensor], Tensor]
 """Weights (R, N) float64 of the items → a number for each row, (R,); ``metrics.mean`` and others, with their values."""
 
 _ELEMENTS_AT_ONCE = 1 << 22
-
-
-class Interval(NamedTuple):
-    """From ``low`` to ``high``."""
-
-    low: float
-    high: float
-
-
-def wilson(share: float, n: int, *, level: float = LEVEL) -> Interval:
-    """Of a share of ``n`` independent items (Wilson 1927). Holds for few items, and where all or none are right.
-
-    The usual interval, share ± 1.96 standard errors, has no width there.
-    """
-    if n < 1 or not 0 <= share <= 1:
-        raise ShapeError(f"a share of {share} of {n} items; from 0 to 1 of at least one is expected")
-    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n) / (1 + z2 / n)
-    return Interval(min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share))
 
 
 def bootstrap(

@@ -24,14 +24,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from clip.errors import ConfigError
-from clip.evaluation.intervals import wilson
-from clip.evaluation.prompts import fill
 from clip.evaluation.results import Measure
 from clip.evaluation.scenes import NUMBERS, Item, Kind, draw, kinds_of, make_item, shapes
 from clip.evaluation.things import Vocabulary
 from clip.features import encode_images, encode_texts
 from clip.inference.loading import Model
+from clip.intervals import wilson
 from clip.preprocess import Preprocess
+from clip.prompts import fill
 
 __all__ = ["ABILITIES", "DEFAULT_COUNT", "KindResult", "ProbeExample", "ProbeResult", "Standing", "render", "run"]
 

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from clip.data.records import Source
 from clip.errors import ClipError
-from clip.evaluation.intervals import wilson
 from clip.evaluation.plots import confusion_figure, few_shot_figure, most_confused, penalty_figure, reliability_figure
 from clip.evaluation.probe import ProbeResult
 from clip.evaluation.results import ClassificationResult, Direction, Evaluation, Measure, RetrievalResult
 from clip.html_page import figure_svg, page, thumbnail, write_atomically
 from clip.images import read_pixels
+from clip.intervals import wilson
 
 __all__ = ["report_page", "write"]
 

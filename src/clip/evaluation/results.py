@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from clip.inference.loading import Runtime
+from clip.intervals import LEVEL
 
 __all__ = [
-    "LEVEL",
     "CalibrationResult",
     "ClassificationResult",
     "Comparison",
@@ -35,9 +35,6 @@ __all__ = [
     "SweepPoint",
     "TemplateScore",
 ]
-
-LEVEL = 0.95
-"""Of all intervals."""
 
 
 class Findings(Protocol):

@@ -20,10 +20,10 @@ from clip.evaluation import metrics
 from clip.evaluation.datasets import EmbeddedSource
 from clip.evaluation.intervals import bootstrap, measured_share
 from clip.evaluation.metrics import Placing
-from clip.evaluation.prompts import same_text
 from clip.evaluation.results import Direction, FailedItem, Measure, RetrievalResult
 from clip.features import Failure, encode_texts
 from clip.inference.loading import Model
+from clip.prompts import same_text
 
 __all__ = [
     "EmbeddedPairs",

@@ -16,8 +16,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from clip.errors import ConfigError, DataError
-from clip.evaluation.prompts import with_article
 from clip.images import read_image
+from clip.prompts import with_article
 
 __all__ = ["COLOURS", "NEAR_ALIKE", "SHAPES", "Colour", "Thing", "Vocabulary", "plural", "read_things"]
 

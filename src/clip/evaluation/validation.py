@@ -13,10 +13,10 @@ from clip.evaluation import metrics
 from clip.evaluation.classification import class_embeddings, template_embeddings
 from clip.evaluation.datasets import embed_source, labelled
 from clip.evaluation.evaluate import Task, tasks_of
-from clip.evaluation.prompts import DEFAULT_TEMPLATES, checked_templates
 from clip.evaluation.retrieval import embed_pairs, recalls
 from clip.model import CLIP
 from clip.preprocess import Preprocess
+from clip.prompts import DEFAULT_TEMPLATES, checked_templates
 
 __all__ = ["evaluator"]
 

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip.errors import ConfigError, ShapeError, TextTooLongError
-from clip.evaluation.prompts import DEFAULT_TEMPLATES, checked_classes, checked_templates, fill
 from clip.features import AnyImage, Encoded, Failure, OnError, as_array, encode_images, encode_texts, normalized
 from clip.preprocess import Preprocess
+from clip.prompts import DEFAULT_TEMPLATES, checked_classes, checked_templates, fill
 from clip.simple_tokenizer import default_tokenizer
 
 if TYPE_CHECKING:

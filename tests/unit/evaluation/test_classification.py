@@ -17,11 +17,11 @@ from clip.evaluation.classification import (
     template_embeddings,
 )
 from clip.evaluation.datasets import Classes, EmbeddedSource, embed_source, labelled
-from clip.evaluation.prompts import DEFAULT_TEMPLATES
 from clip.evaluation.results import Predictions
 from clip.evaluation.zero_shot import ZeroShotClassifier
 from clip.features import normalized
 from clip.model import CLIP
+from clip.prompts import DEFAULT_TEMPLATES
 
 Make = Callable[..., Any]
 RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)

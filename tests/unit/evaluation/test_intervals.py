@@ -9,7 +9,8 @@ import torch
 
 from clip.errors import ConfigError, ShapeError
 from clip.evaluation import metrics
-from clip.evaluation.intervals import bootstrap, measured_share, paired_difference, wilson
+from clip.evaluation.intervals import bootstrap, measured_share, paired_difference
+from clip.intervals import wilson
 
 
 def test_wilson_is_as_published() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip.errors import ConfigError, DataError
-from clip.evaluation.prompts import (
+from clip.prompts import (
     BACKGROUND,
     DEFAULT_TEMPLATES,
     checked_classes,

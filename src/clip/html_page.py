@@ -18,6 +18,8 @@ A template uses plain tags and these classes and macros:
     <p class="good">, "bad", "muted"                            colours that hold in both modes
     {{ share|percent }}, {{ count|thousands }}                  "12.3 %", "12 345"
     <figure class="plot">{{ svg }}</figure>                     what ``figure_svg`` gives
+
+A page that people work with, rather than read, is made by ``page_with_script``: one script of ours may run in it.
 """
 
 from __future__ import annotations
@@ -25,13 +27,16 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import hashlib
 import io
+import json
 import math
 import os
 import re
 import secrets
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +46,15 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from clip.errors import ClipError, MissingDependencyError
+from clip.errors import ClipError, ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["figure_svg", "new_figure", "page", "thumbnail", "write_atomically"]
+__all__ = ["figure_svg", "new_figure", "page", "page_with_script", "readable", "thumbnail", "write_atomically"]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+_SCRIPT_POLICY = "; script-src 'sha256-{digest}'; require-trusted-types-for 'script'; trusted-types 'none'"
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c1e21; --back: #ffffff; --soft: #f2f3f5; --line: #d9dce1; --faint: #5f6670;
@@ -101,7 +107,13 @@ _LAYOUT = """<!doctype html>
 <h1>{{ title }}</h1>
 {{ body }}
 </main>
+{% if script %}
+<footer>Made by everyclip. This page is complete in itself: it loads nothing and sends nothing.</footer>
+<script type="application/json" id="data">{{ data }}</script>
+<script>{{ script }}</script>
+{% else %}
 <footer>Made by everyclip. This page is complete in itself: it loads nothing and runs no script.</footer>
+{% endif %}
 </body>
 </html>
 """
@@ -129,14 +141,51 @@ def page(title: str, template: str, **values: Any) -> str:
 
     Values are escaped where the template shows them. Raises jinja2.UndefinedError for a name that is not there.
     """
+    return _laid_out(title, template, values)
+
+
+def page_with_script(title: str, template: str, *, script: str, data: Any, values: Mapping[str, Any]) -> str:
+    """A page as ``page`` makes it, in which one script runs: ``script``, our own, which the page's policy knows by its
+    SHA-256. Any other, and any text that would be made into elements (``innerHTML``), the browser refuses.
+
+    data: plain JSON from anywhere, hostile names and all. The script has it as
+    ``JSON.parse(document.getElementById("data").textContent)``.
+    Raises ConfigError for a script that would end its own element.
+    """
+    if re.search(r"</script|<!--", script, re.IGNORECASE):
+        raise ConfigError("the script has </script or <!--, where its element would end; write it in two strings")
+    return _laid_out(title, template, values, script=script, data=_inert_json(data))
+
+
+def _inert_json(data: Any) -> Markup:
+    """JSON without a character that HTML knows; those that are not ASCII, lone surrogates too, are escaped already."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return Markup(re.sub(r"[<>&]", lambda sign: f"\\u{ord(sign[0]):04x}", text))
+
+
+def _laid_out(
+    title: str, template: str, values: Mapping[str, Any], *, script: str = "", data: Markup | None = None
+) -> str:
     environment = _environment()
     macros: dict[str, Any] = dict(vars(environment.from_string(_MACROS).module))
     values = {**{name: macros[name] for name in ("picture", "bar", "bars")}, **values}
     body = Markup(environment.from_string(template).render(values))  # rendered with escapes
     layout = environment.from_string(_LAYOUT)
-    html = layout.render(title=title, body=body, style=Markup(_STYLE), policy=Markup(_POLICY))
+    policy = _POLICY
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += _SCRIPT_POLICY.format(digest=digest)
+    html = layout.render(
+        title=title, body=body, style=Markup(_STYLE), policy=Markup(policy), script=Markup(script), data=data
+    )
     # A file name that is not UTF-8 has lone surrogates, which no file in UTF-8 can hold.
     return html.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def readable(text: str) -> str:
+    """A file name for people: bytes that are not UTF-8 as ``\\xff``, and its control characters by their codes."""
+    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
 
 
 @functools.cache

@@ -27,6 +27,11 @@ class Finding:
     severity: Severity
     exemption: str | None = None
     """What made the action milder."""
+    threshold_origin: str = "stated"
+    """Where the threshold comes from: ``stated`` in the policy, chosen ``by calibration`` for the policy's target, or
+    ``fitted on N pictures``."""
+    reservation: str | None = None
+    """Why the action is milder although the score is reached: the score rests on writing alone."""
 
     @property
     def margin(self) -> float:

@@ -8,7 +8,6 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from clip.errors import ClipError, ConfigError, ImageError
 from clip.features import encode_images
-from clip.moderation.policy import ACTIONS, SEVERITIES, Action, Category, Policy
+from clip.moderation.policy import ACTIONS, SEVERITIES, Category, Policy
 from clip.moderation.scores import Scorer, Threshold
 from clip.moderation.verdict import Finding, Verdict
 from clip.moderation.views import Looked, Views, views_of
@@ -89,7 +88,7 @@ class Moderator:
     ) -> None:
         """Embeds the words and examples of the policy.
 
-        Raises ImageError for an example that cannot be read, ConfigError for what was fitted to another policy or model.
+        Raises ImageError for an example that cannot be read, ConfigError for what was fitted for something else.
         """
         self.policy = policy
         self.model = model

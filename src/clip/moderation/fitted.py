@@ -92,7 +92,7 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HeadTrial:
-    """Whether a head predicts better than the contrast, by cross-validation among the pictures that are learned from."""
+    """Whether a head predicts better than the contrast, by cross-validation among the pictures learned from."""
 
     penalty: float
     gain: float

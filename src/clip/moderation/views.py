@@ -13,20 +13,43 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from clip.errors import ConfigError, choices
-from clip.images import ImageSource, read_pixels
+from clip.errors import ConfigError, ImageError, choices
+from clip.images import MAX_BYTES, MAX_PIXELS, ImageSource
+from clip.moderation.frames import Frame, Frames, Picture, as_stored, embedded_pictures, find_frames
+from clip.moderation.looks import Look, difference, looks, signature
+from clip.moderation.sampling import MostDifferent, evenly
 
 __all__ = ["PRESETS", "Looked", "View", "Views", "views_of"]
 
 Kind = Literal["whole", "crop", "tile", "without-text", "hidden"]
 
 Pixels = NDArray[np.uint8]
+
+_VIEWED_PIXELS = 1 << 21
+"""Of one look at a single picture: the smallest tile of the thorough grid still has 400 pixels a side."""
+_VIEWED_PIXELS_OF_FRAMES = 1 << 19
+_WHOLE_SIDE = 672
+"""The longer side of a whole view that is padded: three times what most models see."""
+_SHORTER_SIDE = 448
+"""For ``read_pixels``, which keeps at least three times as much of a JPEG."""
+_FRAME_COST = 1 << 17
+"""What a frame costs beside its pixels, in pixels."""
+_PAGE_COST = 1 << 20
+_ELONGATED = 1.5
+_FLAT = 16
+"""Levels of grey between the lightest and the darkest; a part with less shows nothing."""
+_DIFFERENT = 24.0
+"""From how large a ``difference`` on an embedded picture is another one, and no thumbnail."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +61,19 @@ class Views:
     """Passes of overlapping tiles: so many along the shorter side."""
     frames: int = 1
     """At most so many of an animation: the first, the last, and those that differ most."""
+    parts: int = 4
+    """At most so many squares along a picture that is longer than wide."""
     max_views: int = 8
     """Of one picture, whatever it holds."""
+    max_decoded: int = 1 << 26
+    """Pixels of all frames but the first; more frames than that are sampled evenly."""
 
     fast: ClassVar[Views]
     standard: ClassVar[Views]
     thorough: ClassVar[Views]
 
     def __post_init__(self) -> None:
-        for field, low in (("frames", 1), ("max_views", 1)):
+        for field, low in (("frames", 1), ("parts", 1), ("max_views", 1), ("max_decoded", 1)):
             if getattr(self, field) < low:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least {low}")
         if any(grid < 2 for grid in self.grids):
@@ -60,9 +87,9 @@ class Views:
         return PRESETS[name]
 
 
-Views.fast = Views(name="fast", frames=4, max_views=12)
-Views.standard = Views(name="standard", grids=(2,), frames=8, max_views=48)
-Views.thorough = Views(name="thorough", grids=(2, 4), frames=16, max_views=160)
+Views.fast = Views(name="fast", frames=4, parts=4, max_views=12, max_decoded=1 << 26)
+Views.standard = Views(name="standard", grids=(2,), frames=8, parts=8, max_views=48, max_decoded=1 << 28)
+Views.thorough = Views(name="thorough", grids=(2, 4), frames=16, parts=24, max_views=160, max_decoded=1 << 29)
 
 PRESETS = {views.name: views for views in (Views.fast, Views.standard, Views.thorough)}
 """Preset by name, the fastest first."""
@@ -98,41 +125,210 @@ class Looked:
 def views_of(source: ImageSource, how: Views = Views.standard) -> Looked:
     """What to look at of a picture file. Threads may call it side by side.
 
-    Raises ImageError for what cannot be read; for an animation, only if its first frame cannot.
+    Raises ImageError for what cannot be read; an animation is read if any of its frames is.
     """
-    if isinstance(source, (str, bytes)) or not hasattr(source, "read"):
-        data = source if isinstance(source, bytes) else open(source, "rb").read()  # noqa
-    else:
-        data = source.read()
-    pixels = read_pixels(data)
-    views = list(_parts(pixels, how, 0))
-    return Looked(tuple(views[: how.max_views]), 1, (), hashlib.sha256(data).hexdigest())
+    name, data = _bytes_of(source)
+    try:
+        found = _Found(find_frames(data), how)
+        views = [*itertools.islice(_views(data, found, how), how.max_views + 1)]
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error.__cause__
+    if len(views) > how.max_views:
+        views.pop()
+        found.notes.append(f"only the first {how.max_views} views were looked at")
+    return Looked(tuple(views), found.count, tuple(found.notes), hashlib.sha256(data).hexdigest())
 
 
-def _parts(pixels: Pixels, how: Views, frame: int) -> Iterator[View]:
-    """The whole, then the tiles of each grid."""
-    yield View("whole", "whole", frame, _squared(pixels))
-    for grid in how.grids:
-        for name, tile in _tiles(pixels, grid):
-            yield View(name, "tile", frame, tile)
+def _bytes_of(source: ImageSource) -> tuple[str, bytes]:
+    """A name for messages, and the bytes."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return "<bytes>", bytes(source)
+    try:
+        if isinstance(source, (str, os.PathLike)):
+            name = os.fspath(source)
+            with Path(source).open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+        else:
+            name = str(getattr(source, "name", "<stream>"))
+            data = source.read(MAX_BYTES + 1)
+    except IsADirectoryError as error:
+        raise ImageError(f"{name}: is a directory; pass the path of one picture") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file; check the path") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name}: cannot be read ({error}); check its permissions") from error
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{name}: has more than {MAX_BYTES} bytes; re-encode the picture as JPEG or PNG")
+    return name, data
+
+
+class _Found:
+    """The looks at the frames that were chosen, and what there is to say about the others."""
+
+    def __init__(self, frames: Frames, how: Views) -> None:
+        self.count = len(frames.patches)
+        self.notes: list[str] = []
+        chosen = _affordable(frames, how.max_decoded)
+        self._most_different = MostDifferent[tuple[int, int, list[Look]]](how.frames)
+        damaged = self._take(frames, chosen, how.max_decoded)
+        if self.count > 1:
+            self.notes.append(f"{len(self.kept)} of its {self.count} frames were looked at, those that differ most")
+        if damaged:
+            self.notes.append(f"{damaged} of {len(chosen)} frames are damaged or too large and were passed over")
+        if len(chosen) < self.count:
+            self.notes.append(f"{self.count - len(chosen)} of {self.count} frames were not even decoded")
+        if not frames.is_whole:
+            self.notes.append("the file is cut off, damaged or too long; only its beginning was read")
+        if frames.patches[0].is_default:
+            self.notes.append("viewers without animation show a picture that is none of its frames")
+        if self.orientation != 1:
+            self.notes.append(f"viewers that ignore its EXIF orientation ({self.orientation}) show it turned")
+
+    @property
+    def kept(self) -> list[tuple[int, int, list[Look]]]:
+        """Index, orientation and looks of each, in their order."""
+        return sorted(self._most_different.kept, key=lambda frame: frame[0])
+
+    @property
+    def orientation(self) -> int:
+        return self.kept[0][1]
+
+    def _take(self, frames: Frames, chosen: list[int], max_decoded: int) -> int:
+        """How many could not be decoded. Raises ImageError if none could."""
+        decoded = viewed = damaged = 0
+        error: ImageError | None = None
+        max_viewed = _VIEWED_PIXELS if self.count == 1 else _VIEWED_PIXELS_OF_FRAMES
+        shown = frames.shown(chosen, max_pixels=MAX_PIXELS, shorter_side=_SHORTER_SIDE)
+        for index, frame in zip(chosen, shown, strict=False):
+            if not isinstance(frame, Frame):
+                error, damaged = error or frame, damaged + 1
+                continue
+            height, width = frame.picture.rgb.shape[:2]
+            sign = signature(frame.picture)
+            is_last = index == chosen[-1]
+            place = self._most_different.place_for(sign, is_last=is_last)
+            # Half the budget is for decoding, which was planned, and half for looking at frames that seem worth it.
+            if place is not None and (viewed + height * width <= max_decoded // 2 or place == 0 or is_last):
+                viewed += height * width
+                # The next frame will be drawn over these pixels.
+                picture = frame.picture.copied() if frames.canvas else frame.picture
+                found = list(looks(picture, max_pixels=max_viewed))
+                self._most_different.put(place, sign, (index, frame.picture.orientation, found))
+            decoded += height * width if frames.canvas is None else 0
+            if decoded > max_decoded:
+                self.notes.append(f"frames after number {index} were not looked at; they are too large for that")
+                break
+        if not self._most_different.kept:
+            raise error or ImageError("it has no frames")
+        return damaged
+
+
+def _affordable(frames: Frames, max_decoded: int) -> list[int]:
+    """All frames, or as many of them, evenly spaced, as half the budget is enough for."""
+    sizes = (patch.box[2] * patch.box[3] if frames.canvas else _PAGE_COST for patch in frames.patches)
+    cost = sum(sizes) + _FRAME_COST * len(frames.patches)
+    return evenly(len(frames.patches), max(2, int(len(frames.patches) * max_decoded / 2 / cost)))
+
+
+def _views(data: bytes, found: _Found, how: Views) -> Iterator[View]:
+    """What matters most comes first, for there is an end to it."""
+    (index, orientation, first), *others = found.kept
+    yield _whole(first[0], index)
+    for other_index, _, frame_looks in others:
+        yield _whole(frame_looks[0], other_index)
+    for look in first[1:]:
+        yield _whole(look, index)
+        if look.note:
+            found.notes.append(look.note)
+    if orientation != 1:
+        yield _whole(first[0]._replace(name="as stored", pixels=as_stored(first[0].pixels, orientation)), index)
+    yield from _embedded(data, found)
+    for frame_index, _, frame_looks in found.kept:
+        for look in frame_looks:
+            if frame_index != index and look is not frame_looks[0]:
+                yield _whole(look, frame_index)
+            yield from _parts_along(look, frame_index, how.parts)
+    for grid, (frame_index, _, frame_looks) in itertools.product(how.grids, found.kept):
+        for look in frame_looks:
+            yield from _tiles(look, frame_index, grid)
+
+
+def _named(what: str, look: Look, frame: int) -> str:
+    name = f"{what} {look.name}" if look.name else what
+    return f"frame {frame}: {name}" if frame else name
+
+
+def _whole(look: Look, frame: int) -> View:
+    return View(_named("whole", look, frame), "hidden" if look.is_hidden else "whole", frame, _squared(look.pixels))
 
 
 def _squared(pixels: Pixels) -> Pixels:
+    """On a white square, so that a model that crops the centre sees all of it."""
     height, width = pixels.shape[:2]
     side = max(height, width)
     if height == width:
         return pixels
+    if side > _WHOLE_SIDE:
+        size = (max(1, round(width * _WHOLE_SIDE / side)), max(1, round(height * _WHOLE_SIDE / side)))
+        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+        height, width = pixels.shape[:2]
+        side = _WHOLE_SIDE
     square = np.full((side, side, 3), 255, np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = pixels
     return square
 
 
-def _tiles(pixels: Pixels, grid: int) -> Iterator[tuple[str, Pixels]]:
+def _embedded(data: bytes, found: _Found) -> Iterator[View]:
+    """Pictures inside the file that are none of its frames."""
+    known = [_sign(frame_looks[0].pixels) for _, _, frame_looks in found.kept]
+    number = 0
+    for picture in embedded_pictures(data, max_pixels=MAX_PIXELS // 8):
+        look = next(looks(picture, max_pixels=_VIEWED_PIXELS_OF_FRAMES))
+        sign = _sign(look.pixels)
+        if difference(np.stack(known), sign).min() < _DIFFERENT:
+            continue
+        known.append(sign)
+        number += 1
+        found.notes.append("another picture is hidden inside the file: a thumbnail of something else, or appended")
+        yield View(f"hidden picture {number}", "hidden", 0, _squared(look.pixels))
+
+
+def _parts_along(look: Look, frame: int, limit: int) -> Iterator[View]:
+    """Overlapping squares along the longer side of a picture that is far from square."""
+    height, width = look.pixels.shape[:2]
+    short, long = sorted((height, width))
+    if long <= _ELONGATED * short:
+        return
+    count = min(-(-2 * long // short) - 1, limit)
+    length = max(short, int(long / (count / 2 + 0.5)))
+    for number, start in enumerate(np.linspace(0, long - length, count).astype(int), 1):
+        where = np.s_[start : start + length]
+        part = look.pixels[where] if height > width else look.pixels[:, where]
+        if not _is_flat(part):
+            yield View(_named(f"part {number} of {count}", look, frame), "crop", frame, _squared(part))
+
+
+def _tiles(look: Look, frame: int, grid: int) -> Iterator[View]:
+    """Squares that overlap by about a half, so many along the shorter side."""
+    height, width = look.pixels.shape[:2]
+    short = min(height, width)
+    across, down = (min(round(grid * side / short), 4 * grid) for side in (width, height))
+    tile_width, tile_height = (max(1, int(side * 1.5 / (n + 0.5))) for side, n in ((width, across), (height, down)))
+    for row, top in enumerate(np.linspace(0, height - tile_height, down).astype(int), 1):
+        for column, left in enumerate(np.linspace(0, width - tile_width, across).astype(int), 1):
+            tile = look.pixels[top : top + tile_height, left : left + tile_width]
+            if not _is_flat(tile):
+                yield View(
+                    _named(f"tile {column},{row} of {across}x{down}", look, frame), "tile", frame, _squared(tile)
+                )
+
+
+def _is_flat(pixels: Pixels) -> bool:
     height, width = pixels.shape[:2]
-    side = max(1, round(min(height, width) * 1.5 / (grid + 0.5)))
-    across = max(grid, round(grid * width / min(height, width)))
-    down = max(grid, round(grid * height / min(height, width)))
-    for row, top in enumerate(np.linspace(0, height - side, down).astype(int)):
-        for column, left in enumerate(np.linspace(0, width - side, across).astype(int)):
-            yield f"tile {column + 1},{row + 1} of {across}x{down}", pixels[top : top + side, left : left + side]
+    sample = pixels[:: max(1, height // 128), :: max(1, width // 128)]
+    return bool((sample.max(axis=(0, 1)).astype(np.int16) - sample.min(axis=(0, 1))).max() < _FLAT)
+
+
+def _sign(pixels: Pixels) -> NDArray[np.float32]:
+    return signature(Picture(pixels))

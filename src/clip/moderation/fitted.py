@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clip.errors import ConfigError, DataError, choices
 from clip.html_page import write_atomically
 from clip.intervals import wilson
+from clip.moderation.logistic import expit
 from clip.moderation.strict_json import Vector, from_json, to_json
 
 __all__ = ["CategoryFit", "Claim", "Estimate", "Figures", "Fitted", "HeadTrial"]
@@ -151,7 +152,7 @@ class CategoryFit:
         """contrasts: of any shape; embeddings: (E,), or that shape and E. Not for method "policy"."""
         if self.slope is None or self.intercept is None:
             raise ConfigError(f"{self.name}: nothing was fitted; use the policy's own score")
-        found = self.slope * np.asarray(contrasts, np.float64) + self.intercept
+        found: NDArray[np.float64] = self.slope * np.asarray(contrasts, np.float64) + self.intercept
         if self.weights is None:
             return found
         if embeddings.shape[-1] != len(self.weights):
@@ -159,7 +160,7 @@ class CategoryFit:
                 f"embeddings are {embeddings.shape[-1]} wide, and the head was fitted for {len(self.weights)}; use the "
                 "model that it was fitted with"
             )
-        return found + np.asarray(embeddings, np.float64) @ self.weights.astype(np.float64)
+        return found + np.asarray(np.asarray(embeddings, np.float64) @ self.weights.astype(np.float64))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -208,21 +209,22 @@ class Fitted:
         known = choices(name, [fit.name for fit in self.categories])
         raise ConfigError(f"{name!r} is no category of this fit; its categories are {known}")
 
-    def score(
-        self, name: str, contrasts: NDArray[np.floating[Any]], embeddings: NDArray[np.floating[Any]]
-    ) -> NDArray[np.float64] | None:
-        """0 to 1, calibrated on the labelled pictures, of the shape of ``contrasts``; None where the policy's own score
-        stays. embeddings: unit norm, of the whole picture; (E,), or the shape of ``contrasts`` and E."""
-        fit = self.category(name)
+    def score(self, category: str, contrast: float, embedding: NDArray[np.floating[Any]]) -> float | None:
+        """0 to 1, calibrated on the labelled pictures; None where the policy's own score stays.
+
+        contrast: over all views. embedding: (E,) of the whole picture, unit norm.
+        """
+        fit = self.category(category)
         if fit.method == "policy":
             return None
-        logits = fit.logits(contrasts, embeddings)
-        scores: NDArray[np.float64] = np.exp(-np.logaddexp(0, -logits))
-        return scores
+        return float(expit(fit.logits(np.array(contrast), embedding)))
 
-    def threshold(self, name: str) -> float | None:
-        """None where the policy's own stays."""
-        return self.category(name).threshold
+    def threshold(self, category: str) -> tuple[float, str] | None:
+        """The score from which on a picture belongs, and where it comes from; None where the policy's own stays."""
+        fit = self.category(category)
+        if fit.threshold is None:
+            return None
+        return fit.threshold, "stated" if fit.origin == "stated" else f"fitted on {fit.yes + fit.no} pictures"
 
     def check(self, *, policy: str, model: str, views: str) -> None:
         """Raises ConfigError if it was made for another policy, model or way of looking: its figures hold for none."""

@@ -1,11 +1,13 @@
 """A log to which lines are only ever added, each sealed with the hash of the one before it.
 
-    {"seq": 3, "time": "2026-01-31T09:30:00.123456Z", "event": "verdict", "contents": {…}, "previous": "…", "hash": "…"}
+    {"seq": 3, "time": "2026-01-31T09:30:00.123456Z", "run": "1f2e3d4c", "event": "verdict", "contents": {…},
+     "previous": "…", "hash": "…"}
 
-``hash`` is the SHA-256 of the record without it, as canonical JSON (sorted keys, no spaces, ASCII); ``previous`` is the
-``hash`` of the record before, sixty-four zeros in the first. A line that is changed, deleted, inserted or moved breaks
-the chain at its place. What no chain can show is that its *end* was cut off, or that all of it was written anew: note
-the hash of the last record elsewhere (a run prints it), and pass it to ``verify_log`` as ``expect``.
+``run`` is of the writer. ``hash`` is the SHA-256 of the record without it, as canonical JSON (sorted keys, no spaces,
+ASCII); ``previous`` is the ``hash`` of the record before, sixty-four zeros in the first. A line that is changed,
+deleted, inserted or moved breaks the chain at its place. What no chain can show is that its *end* was cut off, or that
+all of it was written anew: note the hash of the last record elsewhere (a run prints it), and pass it to ``verify_log``
+as ``expect``.
 
 A process that is killed leaves at most an unfinished last line. The next writer changes nothing of it, and adds a
 record ``torn`` that names the length and the SHA-256 of what it found there.
@@ -19,6 +21,7 @@ import datetime
 import hashlib
 import json
 import os
+import secrets
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +38,7 @@ __all__ = ["NO_HASH", "AuditLog", "Problem", "Verification", "verify_log"]
 NO_HASH = "0" * 64
 """``previous`` of the first record."""
 
-_KEYS = ("seq", "time", "event", "contents", "previous", "hash")
+_KEYS = ("seq", "time", "run", "event", "contents", "previous", "hash")
 _START = b'{"seq": '
 _LONGEST_LINE = 16 << 20
 """Bytes. No verdict comes near it, and no reader has to hold more."""
@@ -54,6 +57,7 @@ class AuditLog:
         self.path = Path(path)
         if not self.path.parent.is_dir():  # filelock would make it
             raise ConfigError(f"{path}: the folder {self.path.parent} does not exist; create it")
+        self._run = secrets.token_hex(4)
         self._lock = filelock.FileLock(f"{self.path}.lock")
         try:
             is_new = not self.path.exists()
@@ -89,7 +93,7 @@ class AuditLog:
         """
         with self._lock:
             last, missing = self._end()
-            last, line = _sealed(last, event, contents)
+            last, line = _sealed(last, self._run, event, contents)
             if len(line) > _LONGEST_LINE:
                 raise ClipError(f"a record {event!r} has {len(line):,} bytes; at most {_LONGEST_LINE:,} can be logged")
             try:
@@ -120,7 +124,7 @@ class AuditLog:
             return last, b"\n"
         if not rest:
             return last, b""
-        last, line = _sealed(last, "torn", _described(rest))
+        last, line = _sealed(last, self._run, "torn", _described(rest))
         return last, b"\n" + line
 
 
@@ -134,10 +138,10 @@ class _Last:
     """Size of the log when that was so and nothing was left to be mended; -1 where it has to be looked at."""
 
 
-def _sealed(last: _Last, event: str, contents: Mapping[str, Any]) -> tuple[_Last, bytes]:
+def _sealed(last: _Last, run: str, event: str, contents: Mapping[str, Any]) -> tuple[_Last, bytes]:
     """The record that follows ``last``, as what the next continues and as a line."""
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    values = (last.seq + 1, time, event, contents, last.hash)
+    values = (last.seq + 1, time, run, event, contents, last.hash)
     record: dict[str, Any] = dict(zip(_KEYS, values, strict=False))
     record["hash"] = _hash(record)
     return _Last(record["seq"], record["hash"]), _line(record)

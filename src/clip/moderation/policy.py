@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -190,6 +191,8 @@ def _sha256_of(path: str) -> str:
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _LONGEST_NAME = 64
+_JOINERS = "\u200c\u200d"
+"""Invisible, and a part of words in some scripts, and of emoji."""
 
 
 def check_name(what: str, name: str) -> None:
@@ -203,12 +206,12 @@ def check_name(what: str, name: str) -> None:
 
 
 def check_prompt(prompt: str) -> None:
-    """Raises ConfigError for a prompt with no letter or digit, and for one with line breaks or control characters."""
-    if not any(character.isalnum() for character in prompt):
+    """Raises ConfigError for a prompt of punctuation alone, and for one with line breaks or control characters."""
+    if not any(unicodedata.category(character)[0] in "LNS" for character in prompt):  # letters, numbers, emoji
         raise ConfigError(f"the prompt {excerpt(prompt)} has no word; write what such pictures show, or remove it")
-    if not prompt.isprintable():
-        bad = next(character for character in prompt if not character.isprintable())
-        raise ConfigError(f"the prompt {excerpt(prompt)} has the character {bad!r}; a prompt is one line of text")
+    for character in prompt:
+        if not character.isprintable() and character not in _JOINERS:
+            raise ConfigError(f"the prompt {excerpt(prompt)} has the character {character!r}; write plain text")
 
 
 def check_share(what: str, value: float) -> None:

@@ -8,6 +8,7 @@ there twice, of which other readers silently take the last. A file is bounded in
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -75,7 +76,7 @@ def read_tree(data: bytes) -> Node:
     try:
         return _document(events)
     except yaml.MarkedYAMLError as error:
-        raise _translated(error) from error
+        raise _begun_before(text, error) or _translated(error) from error
 
 
 def _decoded(data: bytes) -> str:
@@ -154,7 +155,7 @@ def _line(event: yaml.Event) -> int:
     return event.start_mark.line + 1 if event.start_mark else 1
 
 
-# Errors of the parser, in plain words ---------------------------------------------------------------------------------
+# Errors of the parser, in plain words, and where they began -----------------------------------------------------------
 
 _REASONS: tuple[tuple[str, bool, str], ...] = (
     ("found character '\\t'", False, "a tab stands where spaces are needed; indent with spaces"),
@@ -176,6 +177,45 @@ _REASONS: tuple[tuple[str, bool, str], ...] = (
     ("found undefined tag handle", False, "a text begins with !, which makes it a tag; quote it"),
 )  # fmt: skip
 """How PyYAML's words begin; whether the fault is where a construct began, or where it was noticed; our words."""
+
+
+def _begun_before(text: str, error: yaml.MarkedYAMLError) -> YamlError | None:
+    """The fault behind an error that was noticed lines later, because a text went on over the lines between; or None.
+
+    It is a quote that is missing, and ends with the next one in the file; or a key without its colon, which the next
+    line continues.
+    """
+    noticed = error.problem_mark
+    if noticed is None:
+        return None
+    tokens = [yaml.Token(noticed, noticed), *_tokens_until(text, noticed.line)]
+    for before, token in reversed(list(itertools.pairwise(tokens))):
+        if not isinstance(token, yaml.ScalarToken) or not token.start_mark.line < token.end_mark.line == noticed.line:
+            continue
+        begun, line = token.start_mark.line + 1, noticed.line + 1
+        if token.style in ("'", '"'):
+            return YamlError(begun, f"a quote that begins here ends on line {line}, where more follows; close it")
+        is_value = isinstance(before, yaml.ValueToken) and before.start_mark.line == token.start_mark.line
+        if (error.problem or "").startswith("mapping values") and not is_value:
+            return YamlError(
+                begun,
+                f"no colon follows this text, and line {line} continues it; add the colon, or indent line {line} less",
+            )
+    return None
+
+
+def _tokens_until(text: str, line: int) -> list[yaml.Token]:
+    """Those that begin up to a line; all that there are before an error of the scanner."""
+    loader = yaml.SafeLoader(text)
+    tokens: list[yaml.Token] = []
+    try:
+        while loader.check_token():
+            tokens.append(loader.get_token())  # type: ignore[no-untyped-call]  # its stubs give it no type
+            if tokens[-1].start_mark.line > line:
+                break
+    except yaml.YAMLError:
+        tokens += loader.tokens  # found, and not given out yet
+    return tokens
 
 
 def _translated(error: yaml.MarkedYAMLError) -> YamlError:

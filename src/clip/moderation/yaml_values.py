@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from typing import ParamSpec
@@ -53,13 +54,16 @@ class Values:
             self.fault(node.line, f"{what} is {described(node)}; a mapping with {', '.join(known)} is expected")
             return {}
         keys: dict[str, Node] = {}
+        meant: list[str] = []
         for key, value in node.pairs:
             if key.text in known:
                 keys[key.text] = value
             else:
-                self.fault(key.line, f"{what} has no key {excerpt(key.text)}; it has {choices(key.text, known)}")
+                listed = choices(key.text, known)
+                self.fault(key.line, f"{what} has no key {excerpt(key.text)}; its keys are {listed}")
+                meant += difflib.get_close_matches(key.text, known, n=1)
         for name in required:
-            if name not in keys:
+            if name not in keys and name not in meant:  # a key that is only misspelt is told once
                 self.fault(node.line if line is None else line, f"{what} has no {name!r}; add it")
         return keys
 

@@ -28,6 +28,7 @@ from clip.images import MAX_BYTES, MAX_PIXELS, ImageSource
 from clip.moderation.frames import Frame, Frames, Picture, as_stored, embedded_pictures, find_frames
 from clip.moderation.looks import Look, difference, looks, signature
 from clip.moderation.sampling import MostDifferent, evenly
+from clip.moderation.text_regions import find_writing, without_writing
 
 __all__ = ["PRESETS", "Looked", "View", "Views", "views_of"]
 
@@ -46,6 +47,8 @@ _FRAME_COST = 1 << 17
 """What a frame costs beside its pixels, in pixels."""
 _PAGE_COST = 1 << 20
 _ELONGATED = 1.5
+_LEAST_WRITING = 0.01
+"""Of the picture; less does not change what it is taken for."""
 _FLAT = 16
 """Levels of grey between the lightest and the darkest; a part with less shows nothing."""
 _DIFFERENT = 24.0
@@ -61,6 +64,8 @@ class Views:
     """Passes of overlapping tiles: so many along the shorter side."""
     frames: int = 1
     """At most so many of an animation: the first, the last, and those that differ most."""
+    is_text_removed: bool = False
+    """Whether a picture with writing on it is also looked at without."""
     parts: int = 4
     """At most so many squares along a picture that is longer than wide."""
     max_views: int = 8
@@ -88,8 +93,8 @@ class Views:
 
 
 Views.fast = Views(name="fast", frames=4, parts=4, max_views=12, max_decoded=1 << 26)
-Views.standard = Views(name="standard", grids=(2,), frames=8, parts=8, max_views=48, max_decoded=1 << 28)
-Views.thorough = Views(name="thorough", grids=(2, 4), frames=16, parts=24, max_views=160, max_decoded=1 << 29)
+Views.standard = Views(name="standard", grids=(2,), is_text_removed=True, frames=8, parts=8, max_views=48, max_decoded=1 << 28)
+Views.thorough = Views(name="thorough", grids=(2, 4), is_text_removed=True, frames=16, parts=24, max_views=160, max_decoded=1 << 29)
 
 PRESETS = {views.name: views for views in (Views.fast, Views.standard, Views.thorough)}
 """Preset by name, the fastest first."""
@@ -243,6 +248,9 @@ def _views(data: bytes, found: _Found, how: Views) -> Iterator[View]:
     if orientation != 1:
         yield _whole(first[0]._replace(name="as stored", pixels=as_stored(first[0].pixels, orientation)), index)
     yield from _embedded(data, found)
+    if how.is_text_removed:
+        for frame_index, _, frame_looks in found.kept:
+            yield from _without_text(frame_looks[0], frame_index, found)
     for frame_index, _, frame_looks in found.kept:
         for look in frame_looks:
             if frame_index != index and look is not frame_looks[0]:
@@ -292,6 +300,16 @@ def _embedded(data: bytes, found: _Found) -> Iterator[View]:
         number += 1
         found.notes.append("another picture is hidden inside the file: a thumbnail of something else, or appended")
         yield View(f"hidden picture {number}", "hidden", 0, _squared(look.pixels))
+
+
+def _without_text(look: Look, frame: int, found: _Found) -> Iterator[View]:
+    writing = find_writing(look.pixels)
+    if writing.coverage < _LEAST_WRITING:
+        return
+    where = f"of frame {frame}" if frame else "of it"
+    found.notes.append(f"writing, or what looks like it, covers {writing.coverage:.0%} {where}")
+    bare = look._replace(pixels=without_writing(look.pixels, writing))
+    yield View(_named("without text", bare, frame), "without-text", frame, _squared(bare.pixels))
 
 
 def _parts_along(look: Look, frame: int, limit: int) -> Iterator[View]:

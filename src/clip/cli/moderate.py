@@ -162,7 +162,7 @@ class _Run:
                 if verdict.error is not None:
                     with bar.paused():
                         say(verdict.error)
-                    self.failed += verdict.sha256 is None and not os.path.isfile(verdict.path)  # noqa: PTH113
+                    self.failed += not _is_readable(verdict.path)
                 if outcome is not None and not outcome.is_done:
                     fail(f"{verdict.path}: is not moved: {outcome.reason}")
                 with bar.paused():
@@ -225,6 +225,11 @@ class _Run:
             say(f"{self.audit.path}: its last record is {self.audit.head}")
         if html is not None:
             say(f"{html}: written; open it in a browser")
+
+
+def _is_readable(path: str) -> bool:
+    """Whether there are bytes to judge, even if they are no picture."""
+    return "\0" not in path and os.path.isfile(path) and os.access(path, os.R_OK)  # noqa: PTH113
 
 
 _WORDS = {"block": "blocked", "flag": "flagged", "allow": "allowed"}

@@ -217,7 +217,7 @@ def verify_log(path: str | os.PathLike[str], *, expect: str | None = None) -> Ve
                 if not _is_tear(torn):
                     break
             else:
-                problem = None
+                problem = problem if torn.endswith(b"\n") else None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if problem is None and not is_expected:
@@ -267,11 +267,17 @@ def _is_json(line: bytes) -> bool:
 
 def _is_tear(rest: bytes) -> bool:
     """Whether these lines may be what killed writers leave: beginnings of records, and zeros where the power failed."""
-    parts = [part.rstrip(b"\0") for part in rest.split(b"\n")]
-    is_short = len(rest) <= _LONGEST_LINE
-    return is_short and all(
-        (part.startswith(_START) or _START.startswith(part)) and not _is_json(part) for part in parts
-    )
+    return len(rest) <= _LONGEST_LINE and all(_is_beginning(part.rstrip(b"\0")) for part in rest.split(b"\n"))
+
+
+def _is_beginning(line: bytes) -> bool:
+    if not (line.startswith(_START) or _START.startswith(line)):
+        return False
+    try:
+        json.JSONDecoder().raw_decode(line.decode())  # also with something after it
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def _last_record(path: Path) -> tuple[_Last, bytes | None]:
@@ -293,7 +299,7 @@ def _last_record(path: Path) -> tuple[_Last, bytes | None]:
 
 
 def _checked(last: _Last, rest: bytes | None, path: Path) -> tuple[_Last, bytes | None]:
-    if rest is not None and not _is_tear(rest):
+    if rest and (rest.endswith(b"\n") or not _is_tear(rest)):
         remedy = f"look at it with 'clip moderate --verify-log {path}', and begin another log"
         raise DataError(f"{path}: does not end as a log does, so nothing is added to it; {remedy}")
     return last, rest

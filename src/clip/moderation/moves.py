@@ -129,6 +129,8 @@ class BlockedFolder:
                 if self.folder in source.parents:
                     raise OSError(errno.EEXIST, "it is in the folder already")
                 identity, sha256 = file_facts(source)
+                if verdict.sha256 is None:
+                    raise OSError(errno.EINVAL, "it could not be read when it was judged")
                 if sha256 != verdict.sha256:
                     raise OSError(errno.EBUSY, "it does not hold what was judged")
             except OSError as error:

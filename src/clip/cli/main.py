@@ -25,7 +25,7 @@ from clip.errors import ClipError, ConfigError, choices
 __all__ = ["VERBS", "group", "main", "run"]
 
 VERBS = (
-    *("classify", "encode", "index", "search", "duplicates", "train", "evaluate", "bench", "data", "models", "convert"),
+    *("classify", "encode", "index", "search", "duplicates", "moderate", "train", "evaluate", "bench", "data", "models", "convert"),
     *("export", "download"),
 )
 """Each is a module of this package with a click command named ``command``, imported when it is asked for."""

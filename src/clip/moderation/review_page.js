@@ -151,7 +151,7 @@
 
   const cards = PICTURES.map((picture, i) => {
     const card = element("li", { class: "card", role: "option", id: `picture-${i}`, tabindex: "-1", "aria-selected": "false" },
-      pictureOf(picture, false), element("div", { class: "line" }), element("p", { class: "name", title: picture.name }, element("bdi", {}, picture.name)));
+      pictureOf(picture, false), element("div", { class: "line" }), element("p", { class: "top" }), element("p", { class: "name", title: picture.name }, element("bdi", {}, picture.name)));
     card.addEventListener("click", () => choose(i));
     card.addEventListener("focus", () => { if (chosen !== i) choose(i); });
     return card;
@@ -176,8 +176,8 @@
       : element("span", { class: "mark wrong" }, decision.length ? `✎ ${names(decision)}` : "✗ wrong");
     card.querySelector(".line").replaceChildren(
       badge(picture.action), ...(changed ? ["→", badge(after)] : []),
-      ...(top ? [element("span", {}, `${CATEGORIES[top.category].name} ${digits(top.score, 2)}`)] : [element("span", {}, "cannot be read")]),
       ...(mark ? [mark] : []));
+    card.querySelector(".top").textContent = top ? `${CATEGORIES[top.category].name} ${digits(top.score, 2)}` : "";
     card.classList.toggle("decided", decision !== undefined);
     card.classList.toggle("changed", changed);
     paintVeil(card, i);
@@ -288,10 +288,10 @@
       element("h2", {}, element("bdi", {}, picture.name)),
       element("p", {}, badge(picture.action), ...(after !== picture.action && isMoved() ? [" → ", badge(after)] : []), " ",
         element("span", { class: state }, decisionText(i))),
-      element("div", { class: "buttons" },
+      element("div", { class: "buttons" }, ...[
         button("Right", "a", () => accept(i), decision !== undefined && isRight(i)),
         button("Wrong", "r", () => reject(i), decision !== undefined && !isRight(i)),
-        button("Undo", "u", undo), button(veil[i] ?? isVeiled(i) ? "Show" : "Blur", "Space", () => unveil(i)), fold),
+        button("Undo", "u", undo), picture.copy ? button(veil[i] ?? isVeiled(i) ? "Show" : "Blur", "Space", () => unveil(i)) : null, fold].filter(Boolean)),
       picture.findings.length === 0 ? null : element("div", { class: "buttons", role: "group", "aria-label": "Shows" },
         ...CATEGORIES.map((category, c) => button(category.name, c < 9 ? String(c + 1) : "", () => toggle(i, c), nowFound.includes(c)))),
       element("div", { class: "more" }, ...details(picture)),
@@ -305,6 +305,7 @@
       picture.error === null ? null : element("p", { class: "bad" }, picture.error),
       ...picture.notes.map((note) => element("p", { class: "note" }, note)),
       ...picture.findings.map((finding) => {
+        const above = finding.score - finding.threshold;
         const scale = element("div", { class: "scale", "aria-hidden": "true" }, element("i"), element("u"));
         scale.firstChild.style.width = `${100 * finding.score}%`;
         scale.lastChild.style.left = `calc(${100 * kept.thresholds[finding.category]}% - 1px)`;
@@ -315,7 +316,7 @@
             element("b", {}, digits(finding.score))),
           scale,
           element("p", {}, `“${finding.prompt}” `, element("span", { class: "muted" }, `in ${finding.view}`)),
-          element("p", { class: "muted" }, `threshold ${digits(finding.threshold)} (${finding.threshold_origin}), margin ${finding.margin < 0 ? "−" : "+"}${digits(Math.abs(finding.margin))}`),
+          element("p", { class: "muted" }, `threshold ${digits(finding.threshold)} (${finding.threshold_origin}), margin ${above < 0 ? "−" : "+"}${digits(Math.abs(above))}`),
           finding.exemption === null ? null : element("p", {}, `Exempt: ${finding.exemption}`),
           finding.reservation === null ? null : element("p", {}, `Milder: ${finding.reservation}`));
       }),
@@ -433,9 +434,9 @@
 
   function thresholdsText() {
     const moved = CATEGORIES.map((category, c) => [category, c]).filter(([, c]) => kept.thresholds[c] !== stated[c]);
-    return [`# Thresholds changed on the review page. In the policy, they take the place of threshold or target.`,
+    return ["# Changed on the review page. In the policy each takes the place of its category's threshold or target.",
       `# policy ${DATA.policy.fingerprint}`, `# model ${DATA.model}`, "categories:",
-      ...moved.flatMap(([category, c]) => [`  - name: ${category.name}`, `    threshold: ${kept.thresholds[c]}  # was ${digits(stated[c], 4)}`])].join("\n") + "\n";
+      ...moved.flatMap(([category, c]) => [`  ${category.name}:`, `    threshold: ${kept.thresholds[c]}  # was ${digits(stated[c])}, ${category.origin}`])].join("\n") + "\n";
   }
 
   // A name that is not UTF-8 came with each such byte as U+DC80 to U+DCFF, as Python has it; here they are bytes again.
@@ -529,6 +530,7 @@
 
   addEventListener("storage", (event) => { if (event.key === KEY) begin(); }); // decided in another tab
   by("about").textContent = `${plural(DATA.total, "picture", "pictures")} held against the policy ${DATA.policy.name}. Nothing here changes a file.`;
+  if (matchMedia("(max-width: 60rem)").matches) by("filters").open = false;
   by("review").hidden = false;
   begin();
 })();

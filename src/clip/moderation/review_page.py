@@ -29,7 +29,7 @@ from markupsafe import Markup
 from clip.data.likeness import image_bytes
 from clip.errors import ClipError, ConfigError
 from clip.html_page import page_with_script, readable, thumbnail
-from clip.images import ImageSource, read_pixels
+from clip.images import read_pixels
 from clip.moderation.policy import ACTIONS, Action, Category, Policy
 from clip.moderation.verdict import Finding, Verdict
 
@@ -48,6 +48,8 @@ class _Copy(NamedTuple):
     address: str | None
     problem: str
     """Why there is none."""
+    path: str
+    """Where the picture is: absolute if that is a file."""
 
 
 def review_page(
@@ -56,21 +58,25 @@ def review_page(
     *,
     most: int = MAX_PICTURES,
     workers: int | None = None,
-    contents: Callable[[str], ImageSource] | None = None,
+    contents: Callable[[str], str | bytes] | None = None,
 ) -> str:
     """The page as HTML. Verdicts are read one by one and only those that are shown are kept.
 
     most: how many pictures are shown. Of more, it is those that cannot be read and those whose score is highest above,
     or nearest below, a threshold; the page says how many there are.
     workers: threads that read the pictures once more, for their copies; by default one for each processor.
-    contents: path → what ``clip.images`` reads, where paths are no files; a ClipError or OSError is shown as such.
+    contents: path of a verdict → where the picture is now, if it was moved, or its bytes, if it is no file.
+    Raises ConfigError for a verdict of another policy.
     """
     if most < 1:
         raise ConfigError(f"most is {most}; a page shows at least 1 picture")
     shown, total = _most_pressing(verdicts, policy, most)
+    known = {category.name for category in policy.categories}
+    if strange := sorted({finding.category for verdict in shown for finding in verdict.findings} - known):
+        raise ConfigError(f"a verdict is about {strange[0]!r}; policy {policy.name} knows {', '.join(sorted(known))}")
     side = next((side for count, side in _SIDES if len(shown) <= count), _SMALLEST_SIDE)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        copies = list(pool.map(functools.partial(_copy, side=side, contents=contents), shown))
+        copies = list(pool.map(functools.partial(_copy, side=side, contents=contents or _same), shown))
     return page_with_script(
         f"Review: {readable(policy.name)}",
         _part("html"),
@@ -131,38 +137,42 @@ def _action_if_hit(verdict: Verdict, finding: Finding, policy: Policy) -> Action
     return min([category.action, *milder], key=ACTIONS.index)
 
 
-def _copy(verdict: Verdict, *, side: int, contents: Callable[[str], ImageSource] | None) -> _Copy:
+def _copy(verdict: Verdict, *, side: int, contents: Callable[[str], str | bytes]) -> _Copy:
+    source = contents(verdict.path)
+    # Labels are read wherever the browser has put them, so paths are whole.
+    path = os.path.abspath(source) if isinstance(source, str) else verdict.path  # noqa: PTH100
     if verdict.error is not None:
-        return _Copy(None, "cannot be read")
+        return _Copy(None, "cannot be read", path)
     try:
-        source = contents(verdict.path) if contents else image_bytes(Path(verdict.path))
-        return _Copy(thumbnail(read_pixels(source, shorter_side=side), side=side), "")
+        data = image_bytes(Path(source)) if isinstance(source, str) else source
+        return _Copy(thumbnail(read_pixels(data, shorter_side=side), side=side), "", path)
     except (ClipError, OSError):
-        is_gone = contents is None and not os.path.lexists(verdict.path)
-        return _Copy(None, "not there any more" if is_gone else "cannot be read any more")
+        is_gone = isinstance(source, str) and not os.path.lexists(source)
+        return _Copy(None, "not there any more" if is_gone else "cannot be read any more", path)
+
+
+def _same(path: str) -> str:
+    return path
 
 
 # What the script is given ---------------------------------------------------------------------------------------------
 
 
 def _data(shown: Sequence[Verdict], copies: Sequence[_Copy], policy: Policy, total: int) -> dict[str, Any]:
-    """Plain JSON. Paths are whole, since a table of labels is read wherever the browser has put it."""
+    """Plain JSON."""
     model = shown[0].model if shown else ""
     decided_by = shown[0].policy if shown else policy.fingerprint
-    paths = [os.path.abspath(verdict.path) for verdict in shown]  # noqa: PTH100  # pathlib changes some names
     # One picture that could be read tells all thresholds, also those that were fitted or calibrated.
     told = next((verdict.findings for verdict in shown if verdict.findings), ())
     thresholds = {finding.category: (finding.threshold, finding.threshold_origin) for finding in told}
     return {
         "policy": {"name": readable(policy.name), "fingerprint": decided_by},
         "model": model,
-        "set": hashlib.sha256("\0".join(paths).encode("utf-8", "surrogatepass")).hexdigest(),
+        "set": hashlib.sha256("\0".join(copy.path for copy in copies).encode("utf-8", "surrogatepass")).hexdigest(),
         "total": total,
         "complete_above": _complete_above(shown, policy) if total > len(shown) else None,
         "categories": [_category(category, thresholds.get(category.name)) for category in policy.categories],
-        "pictures": [
-            _picture(verdict, path, copy, policy) for verdict, path, copy in zip(shown, paths, copies, strict=True)
-        ],
+        "pictures": [_picture(verdict, copy, policy) for verdict, copy in zip(shown, copies, strict=True)],
     }
 
 
@@ -183,15 +193,15 @@ def _category(category: Category, threshold: tuple[float, str] | None) -> dict[s
     }
 
 
-def _picture(verdict: Verdict, path: str, copy: _Copy, policy: Policy) -> dict[str, Any]:
-    folder, name = os.path.split(path)
+def _picture(verdict: Verdict, copy: _Copy, policy: Policy) -> dict[str, Any]:
+    folder, name = os.path.split(copy.path)
     place = {category.name: i for i, category in enumerate(policy.categories)}
-    is_file = "\0" not in path and os.path.lexists(path)
+    is_file = os.path.isabs(copy.path) and os.path.lexists(copy.path)  # noqa: PTH117
     return {
-        "path": path,
-        "name": readable(name or path),
+        "path": copy.path,
+        "name": readable(name or copy.path),
         "folder": readable(folder),
-        "link": Path(path).as_uri() if is_file else None,
+        "link": Path(copy.path).as_uri() if is_file else None,
         "copy": copy.address,
         "problem": copy.problem,
         "action": verdict.action,
@@ -209,7 +219,6 @@ def _picture(verdict: Verdict, path: str, copy: _Copy, policy: Policy) -> dict[s
                 "action_if_hit": _action_if_hit(verdict, finding, policy),
             }
             for finding in verdict.findings
-            if finding.category in place
         ],
     }
 

@@ -1,53 +1,70 @@
-"""From a number that is larger for matches to the evidence that it is: one curve for a model, fitted on what is known.
+"""From how a picture fares against neutral ones to evidence, and from evidence to a probability.
 
-Evidence is the logarithm of a likelihood ratio, in nats: how much likelier the number is for a match than for another.
+Evidence is the logarithm of a likelihood ratio, in nats: how much likelier something is to be seen in a picture of a
+category than in another. It becomes a probability once it is said how common such pictures are.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Curve", "fit_curve"]
+from clip.moderation.logistic import calibrate, expit
 
-_STEPS, _PENALTY, _LEAST_SLOPE = 30, 1e-3, 0.1
+__all__ = ["SHARE", "Curve", "curve_of"]
+
+Array = NDArray[np.float64]
+
+SHARE = 0.05
+"""How many of all pictures belong to a category, before anything is seen: probabilities are for such a collection. The
+evidence holds for any."""
+
+_LEAST_SLOPE, _LEAST_DEVIATION = 0.1, 1e-6
 
 
 class Curve(NamedTuple):
-    """Evidence = slope · z + intercept."""
+    """Of a model: evidence = slope · z + intercept, where z is in deviations from what neutral pictures give."""
 
     slope: float
     intercept: float
     mean: float
-    """Evidence of matches: its mean and its deviation."""
+    """Of the evidence for pictures that belong."""
     deviation: float
 
+    def evidence(self, z: Array) -> Array:
+        """In nats."""
+        return self.slope * z + self.intercept
+
+    def probability(self, evidence: float) -> float:
+        """That a picture belongs, where a share of ``SHARE`` does."""
+        return float(expit(evidence + math.log(SHARE / (1 - SHARE))))
+
     def quantile(self, share: float) -> float:
-        """The evidence below which so many of the matches are, as if it were normally distributed."""
+        """The evidence that so many of the pictures that belong stay below, as if it were normally distributed."""
         return self.mean + self.deviation * NormalDist().inv_cdf(share)
 
 
-def fit_curve(z: NDArray[np.float64], is_match: NDArray[np.bool_]) -> Curve:
-    """Logistic regression; its targets are not quite 0 and 1, so that the few matches of a model that tells them all
-    apart do not make the curve a step (Platt 1999, section 2.2). z, is_match: (N,)."""
-    matches = int(is_match.sum())
-    others = is_match.size - matches
-    target = np.where(is_match, (matches + 1) / (matches + 2), 1 / (others + 2))
-    design = np.stack([z, np.ones_like(z)])
-    weights = np.array([1.0, math.log((matches + 1) / (others + 1))])
-    for _ in range(_STEPS):  # Newton's method on a convex loss; the small penalty is for z that are all the same
-        probability = np.exp(-np.logaddexp(0, -(weights @ design)))
-        gradient = design @ (probability - target) + _PENALTY * weights
-        hessian = (design * (probability * (1 - probability))) @ design.T + _PENALTY * np.eye(2)
-        weights -= np.linalg.solve(hessian, gradient)
-    slope, intercept = weights.tolist()
-    if not slope >= _LEAST_SLOPE:  # the model does not tell matches apart: next to no evidence, but the order
+def curve_of(trials: Sequence[Array], is_match: NDArray[np.bool_]) -> Curve:
+    """What a contest is worth, from T trials on the same N pictures: each trial (N,) is one thing that is looked for,
+    and ``is_match`` (T, N) says which pictures show it. Those are compared with the others of their trial.
+    """
+    z = np.stack([_in_deviations(trial, row) for trial, row in zip(trials, is_match, strict=True)])
+    slope, intercept = calibrate(z.ravel(), is_match.ravel())
+    if slope >= _LEAST_SLOPE:
+        matches = int(is_match.sum())
+        intercept -= math.log(matches / (is_match.size - matches))  # less what their share alone says
+    else:  # the model does not tell matches apart: next to no evidence, but the order of the pictures
         slope, intercept = _LEAST_SLOPE, 0.0
-    else:
-        intercept -= math.log(matches / others)  # less what is the share of matches among what is known
     found = slope * z[is_match] + intercept
     return Curve(slope, intercept, float(found.mean()), float(found.std()))
+
+
+def _in_deviations(values: Array, is_match: NDArray[np.bool_]) -> Array:
+    others = values[~is_match]
+    deviations: Array = (values - others.mean()) / max(float(others.std()), _LEAST_DEVIATION)
+    return deviations

@@ -31,7 +31,8 @@ class Finding:
     """Where the threshold comes from: ``stated`` in the policy, chosen ``by calibration`` for the policy's target, or
     ``fitted on N pictures``."""
     reservation: str | None = None
-    """Why the action is milder although the score is reached: the score rests on writing alone."""
+    """Why the action is no stricter than ``flag``: once the writing in the picture is painted over, the score falls
+    below the threshold."""
 
     @property
     def margin(self) -> float:

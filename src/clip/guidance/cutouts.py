@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip.errors import ConfigError
+from clip.guidance.ranges import straight_through_clamp
 from clip.preprocess import Preprocess
 
-__all__ = ["Cutouts", "Views", "straight_through_clamp"]
+__all__ = ["Cutouts", "Views"]
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -212,15 +213,6 @@ class Views:
         )
         noise = noise * self.is_changed[:, None, None, None]
         return pixels + self.how.noise * noise.to(pixels)[:, None]
-
-
-def straight_through_clamp(values: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Values clamped, with the gradient of values that are not.
-
-    A filter overshoots at edges, and white comes out as 1.0000001: the gradient of a true clamp would be zero at every
-    such pixel, and a white background could never change.
-    """
-    return values + (values.clamp(low, high) - values).detach()
 
 
 def _uncut_box(preprocess: Preprocess, width: int, height: int) -> tuple[float, float, float, float]:

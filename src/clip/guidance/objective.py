@@ -8,7 +8,6 @@ Distances are computed in fp32 whatever the precision of the model, which is nei
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +17,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip.errors import ConfigError, ImageError, ShapeError, choices
 from clip.features import AnyImage, as_array, encode_images, encode_texts
 from clip.guidance.cutouts import Cutouts, Views
+from clip.guidance.frozen import frozen_twin
 from clip.model import CLIP
 from clip.preprocess import Preprocess
 from clip.prompts import checked_templates, fill
@@ -120,7 +120,7 @@ class Objective:
         for name, value in (("prompts", prompts), ("against", against)):
             if isinstance(value, str):
                 raise ConfigError(f"{name} is {value!r}; give a list, [{value!r}]")
-        self.model, self.preprocess = _frozen_twin(model), preprocess
+        self.model, self.preprocess = frozen_twin(model), preprocess
         self.cutouts = Cutouts() if cutouts is None else cutouts
         self.distance: Distance = distance
         self.terms, self.chunk_size = tuple(terms), chunk_size
@@ -325,10 +325,3 @@ def smoothness(images: Tensor) -> Tensor:
 
 def _name(goal: Prompt | ImagePrompt | EmbeddingPrompt) -> str:
     return repr(goal.text) if isinstance(goal, Prompt) else f"an {type(goal).__name__}"
-
-
-def _frozen_twin(model: CLIP) -> CLIP:
-    """A model in eval mode that shares the weights and asks for no gradients, so that the other is never touched."""
-    shared: dict[int, nn.Parameter | Tensor] = {id(buffer): buffer for buffer in model.buffers()}
-    shared |= {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
-    return copy.deepcopy(model, dict(shared)).eval()

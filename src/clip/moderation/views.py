@@ -30,7 +30,7 @@ from clip.moderation.looks import Look, difference, looks, signature
 from clip.moderation.sampling import MostDifferent, evenly
 from clip.moderation.text_regions import find_writing, without_writing
 
-__all__ = ["PRESETS", "Looked", "View", "Views", "views_of"]
+__all__ = ["PRESETS", "Looked", "View", "Views", "bytes_of", "views_of"]
 
 Kind = Literal["whole", "crop", "tile", "without-text", "hidden"]
 
@@ -92,9 +92,13 @@ class Views:
         return PRESETS[name]
 
 
-Views.fast = Views(name="fast", frames=4, parts=4, max_views=12, max_decoded=1 << 26)
-Views.standard = Views(name="standard", grids=(2,), is_text_removed=True, frames=8, parts=8, max_views=48, max_decoded=1 << 28)
-Views.thorough = Views(name="thorough", grids=(2, 4), is_text_removed=True, frames=16, parts=24, max_views=160, max_decoded=1 << 29)
+Views.fast = Views(name="fast", parts=4, frames=4, max_views=12, max_decoded=1 << 26)
+Views.standard = Views(
+    name="standard", grids=(2,), is_text_removed=True, parts=8, frames=8, max_views=48, max_decoded=1 << 28
+)
+Views.thorough = Views(
+    name="thorough", grids=(2, 4), is_text_removed=True, parts=24, frames=16, max_views=160, max_decoded=1 << 29
+)
 
 PRESETS = {views.name: views for views in (Views.fast, Views.standard, Views.thorough)}
 """Preset by name, the fastest first."""
@@ -132,7 +136,7 @@ def views_of(source: ImageSource, how: Views = Views.standard) -> Looked:
 
     Raises ImageError for what cannot be read; an animation is read if any of its frames is.
     """
-    name, data = _bytes_of(source)
+    name, data = bytes_of(source)
     try:
         found = _Found(find_frames(data), how)
         views = [*itertools.islice(_views(data, found, how), how.max_views + 1)]
@@ -144,7 +148,7 @@ def views_of(source: ImageSource, how: Views = Views.standard) -> Looked:
     return Looked(tuple(views), found.count, tuple(found.notes), hashlib.sha256(data).hexdigest())
 
 
-def _bytes_of(source: ImageSource) -> tuple[str, bytes]:
+def bytes_of(source: ImageSource) -> tuple[str, bytes]:
     """A name for messages, and the bytes."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "<bytes>", bytes(source)

@@ -146,21 +146,21 @@ class CategoryFit:
                 f"{self.name}: {len(self.scores)} scores and {len(self.belongs)} labels; equally many expected"
             )
 
-    def logits(
+    def scores_of(
         self, contrasts: NDArray[np.floating[Any]], embeddings: NDArray[np.floating[Any]]
     ) -> NDArray[np.float64]:
-        """contrasts: of any shape; embeddings: (E,), or that shape and E. Not for method "policy"."""
+        """(N,) 0 to 1, from contrasts (N,) and embeddings (N, E). Raises ConfigError for method "policy"."""
         if self.slope is None or self.intercept is None:
             raise ConfigError(f"{self.name}: nothing was fitted; use the policy's own score")
-        found: NDArray[np.float64] = self.slope * np.asarray(contrasts, np.float64) + self.intercept
-        if self.weights is None:
-            return found
-        if embeddings.shape[-1] != len(self.weights):
-            raise ConfigError(
-                f"embeddings are {embeddings.shape[-1]} wide, and the head was fitted for {len(self.weights)}; use the "
-                "model that it was fitted with"
-            )
-        return found + np.asarray(np.asarray(embeddings, np.float64) @ self.weights.astype(np.float64))
+        logits: NDArray[np.float64] = self.slope * np.asarray(contrasts, np.float64) + self.intercept
+        if self.weights is not None:
+            if embeddings.shape[-1] != len(self.weights):
+                raise ConfigError(
+                    f"embeddings are {embeddings.shape[-1]} wide, and the head was fitted for {len(self.weights)}; use "
+                    "the model that it was fitted with"
+                )
+            logits = logits + embeddings.astype(np.float64) @ self.weights.astype(np.float64)
+        return expit(logits)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -217,7 +217,7 @@ class Fitted:
         fit = self.category(category)
         if fit.method == "policy":
             return None
-        return float(expit(fit.logits(np.array(contrast), embedding)))
+        return float(fit.scores_of(np.array([contrast]), embedding[None])[0])
 
     def threshold(self, category: str) -> tuple[float, str] | None:
         """The score from which on a picture belongs, and where it comes from; None where the policy's own stays."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from clip.moderation.claims import choose, claim, figures
 from clip.moderation.fitted import CategoryFit, Figures, HeadTrial
 from clip.moderation.logistic import calibrate, expit, log_losses, logistic_regression
+from clip.moderation.measuring import Sample
 from clip.moderation.policy import Category
 
 __all__ = ["LEAST_FOR_HEAD", "LEAST_OF_EACH", "Heads", "Learned", "fit_category"]
@@ -50,20 +51,9 @@ class _Method(NamedTuple):
     """(n,) of the pictures learned from; of a head, as if each had not been among them."""
 
 
-def fit_category(
-    category: Category,
-    contrasts: Array,
-    embeddings: NDArray[np.float32],
-    belongs: Truth,
-    groups: NDArray[np.int64],
-    *,
-    seed: int = 0,
-    heads: Heads = "auto",
-) -> Learned:
-    """What N pictures teach about one category. Nothing, if they are too few or the model does not tell them apart.
-
-    contrasts: (N,). embeddings: (N, E), unit norm. groups: (N,) pictures of one are never on both sides.
-    """
+def fit_category(category: Category, sample: Sample, *, seed: int = 0, heads: Heads = "auto") -> Learned:
+    """What pictures teach about one category. Nothing, if they are too few or the model does not tell them apart."""
+    contrasts, embeddings, belongs, groups = sample
     yes, no = int(belongs.sum()), int((~belongs).sum())
     target = category.target
 
@@ -91,14 +81,14 @@ def fit_category(
 
     def judged(method: _Method) -> tuple[float, Array, Figures]:
         """Threshold, scores of the other half, and figures."""
-        logits = method.slope * contrasts[held_out] + method.intercept
-        if method.weights is not None:
-            logits += embeddings[held_out].astype(np.float64) @ method.weights.astype(np.float64)
         if target is not None:
             threshold = float(expit(choose(method.logits, y, target.measure, target.value)))
         else:
             assert category.threshold is not None
             threshold = category.threshold
+        logits = method.slope * contrasts[held_out] + method.intercept
+        if method.weights is not None:
+            logits += embeddings[held_out].astype(np.float64) @ method.weights.astype(np.float64)
         scores = expit(logits)
         return threshold, scores, figures(scores, belongs[held_out], threshold, seed=seed)
 

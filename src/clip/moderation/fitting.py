@@ -67,8 +67,8 @@ def fit_measured(moderator: Judge, measured: Measured, *, seed: int = 0, heads: 
         sample = measured.sample(category.name)
         learned, held_out = fit_category(category, sample, seed=seed, heads=heads)
         if held_out is not None:
-            judges = Sample(*(column[held_out] for column in sample))
-            learned = dataclasses.replace(learned, before=_by_policy(moderator, category, judges, seed))
+            before = _by_policy(moderator, category, sample.part(held_out), seed)
+            learned = dataclasses.replace(learned, before=before)
         fits.append(learned)
     return Fitted(
         policy=moderator.policy.fingerprint,
@@ -98,7 +98,7 @@ def judge(moderator: Judge, measured: Measured, *, fitted: Fitted | None = None,
         sample = measured.sample(category.name)
         if not 0 < sample.belongs.sum() < len(sample.belongs):
             continue
-        learned = fitted and fitted.category(category.name)
+        learned = None if fitted is None else fitted.category(category.name)
         if learned is None or learned.threshold is None:
             found[category.name] = _by_policy(moderator, category, sample, seed)
         else:

@@ -81,6 +81,9 @@ class Sample(NamedTuple):
     groups: NDArray[np.int64]
     """(N,) equal for pictures that are nearly the same."""
 
+    def part(self, rows: NDArray[np.intp]) -> Sample:
+        return Sample(self.contrasts[rows], self.embeddings[rows], self.belongs[rows], self.groups[rows])
+
 
 class _Picture(NamedTuple):
     path: str

@@ -12,12 +12,22 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+# Gives the browser its two ends the numbers that it expects, by way of others in case they are those already.
+_PLUG = """
+import os, sys
+ends = [os.dup(int(end)) for end in sys.argv[1:3]]
+high = [os.dup2(end, 60 + i) for i, end in enumerate(ends)]
+os.dup2(high[0], 3), os.dup2(high[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 _KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowUp": 38, "ArrowDown": 40, "Escape": 27, "Tab": 9, "Enter": 13}
 
@@ -36,10 +46,9 @@ class Browser:
         self._events: list[str] = []
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
-        # The shell gives the browser its two ends the numbers that it expects.
-        script = f'exec "$@" 3<&{to_read} 4>&{to_write}'
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
-        command = ["/bin/sh", "-c", script, "sh", str(CHROMIUM), *options, f"--user-data-dir={profile}", "about:blank"]
+        browser = [str(CHROMIUM), *options, f"--user-data-dir={profile}", "about:blank"]
+        command = [sys.executable, "-c", _PLUG, str(to_read), str(to_write), *browser]
         with (profile / "stderr").open("wb") as said:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, pass_fds=(to_read, to_write)
@@ -47,6 +56,13 @@ class Browser:
         os.close(to_read)
         os.close(to_write)
         self._session: str | None = None
+        try:
+            self._begin()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def _begin(self) -> None:
         target = next(t for t in self.send("Target.getTargets")["targetInfos"] if t["type"] == "page")
         attached = self.send("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]

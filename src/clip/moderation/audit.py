@@ -59,15 +59,12 @@ class AuditLog:
             raise ConfigError(f"{path}: the folder {self.path.parent} does not exist; create it")
         self._run = secrets.token_hex(4)
         self._lock = filelock.FileLock(f"{self.path}.lock")
-        try:
-            is_new = not self.path.exists()
-            self._file: BinaryIO = self.path.open("a+b", buffering=0)
-            if is_new:
-                sync_folder(self.path.parent)
-        except OSError as error:
-            raise ClipError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
         with contextlib.ExitStack() as stack:
-            stack.callback(self._file.close)
+            try:
+                self._file: BinaryIO = stack.enter_context(self.path.open("a+b", buffering=0))
+                sync_folder(self.path.parent)
+            except OSError as error:
+                raise ClipError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
             with self._lock:
                 self._last, _ = _last_record(self.path)
             stack.pop_all()

@@ -251,8 +251,8 @@ def undo(folder: str | os.PathLike[str], *, on_outcome: OnOutcome | None = None)
     if not (path / JOURNAL).is_file():
         raise DataError(f"{folder}: has no {JOURNAL}; name the folder that was given as --move-blocked")
     with BlockedFolder(path, on_outcome=on_outcome) as blocked:
-        yield from blocked.recovered
-        yield from blocked.undo()
+        yield from (outcome for outcome in blocked.recovered if outcome.result == "restored")
+        yield from blocked.undo()  # and what else was recovered
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
@@ -310,8 +310,10 @@ class _Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: BinaryIO = path.open("a+b", buffering=0)
-        sync_folder(path.parent)
+        with contextlib.ExitStack() as stack:
+            self._file: BinaryIO = stack.enter_context(path.open("a+b", buffering=0))
+            sync_folder(path.parent)
+            stack.pop_all()
 
     def close(self) -> None:
         self._file.close()

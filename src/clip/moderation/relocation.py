@@ -223,11 +223,11 @@ def _opened(path: Path) -> BinaryIO:
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     if stat.S_ISLNK(path.lstat().st_mode):
         raise OSError(errno.ELOOP, "it is a symbolic link; move what it leads to")
-    file = os.fdopen(os.open(path, flags), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no regular file")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def _read(file: BinaryIO, copy: BinaryIO | None = None) -> tuple[Identity, str]:

@@ -14,22 +14,21 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-import clip
 from clip.features import encode_images, encode_texts
+from clip.inference.loading import Model
 from clip.intervals import wilson
 from clip.moderation.moderator import Moderator
+from clip.moderation.neutral import NEUTRAL
 from clip.moderation.policy import Policy
 from clip.moderation.policy_file import read_policy
-from clip.moderation.scores import NEUTRAL
 from clip.moderation.views import Views
+from clip.preprocess import Preprocess
 from clip.prompts import DEFAULT_TEMPLATES, fill
 
 FALSE_POSITIVES = 0.01
@@ -77,8 +76,8 @@ class Baseline:
     """The nearest prompt."""
 
     policy: Policy
-    model: clip.Model
-    preprocess: clip.Preprocess
+    model: Model
+    preprocess: Preprocess
 
     def texts(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         templates = self.policy.templates or DEFAULT_TEMPLATES
@@ -215,12 +214,15 @@ def main() -> None:
         table(known, policy, ways)
         if name != "icons":
             mistakes(known, policy, ours[name], ours[name] >= stated)
-    print(
-        json.dumps(
-            {"chosen": chosen.round(4).tolist(), "chosen for the nearest prompt": chosen_theirs.round(4).tolist()}
-        )
-    )
+    print("| threshold | " + " | ".join(category.name for category in policy.categories) + " |")
+    print("| --- |" + " --- |" * len(policy.categories))
+    for title, values in (
+        ("moderator, chosen on icons", chosen),
+        ("moderator, as the policy has it", stated),
+        ("nearest prompt, chosen on icons (cosine)", chosen_theirs),
+    ):
+        print(f"| {title} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -50,7 +50,7 @@ HINTS = re.compile(
     r"lotter|gambl|bet|domino|mahjong|spade|club|suit|chip|syring|needle|inject|vaccin|doctor|nurse|medic|blood|toxic"
 )
 PEOPLE_AND_VARIANTS = re.compile(
-    r"skin|-(light|dark|medium)|(^|-)flag|^(man|woman|men|women|person)-|keycap|o-?clock|thirty"
+    r"skin|-(light|dark|medium)|tone\d|(^|-)flag|^(man|woman|men|women|person)-|keycap|o-?clock|thirty"
 )
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -156,7 +157,7 @@ class _Run:
 
         for paths in _groups(pictures, fail):
             wanted = (path for path in paths if self.blocked is None or path not in self.blocked)
-            for verdict in self.moderator.moderate(wanted, batch_size=batch_size):
+            for verdict in map(_with_digest, self.moderator.moderate(wanted, batch_size=batch_size)):
                 self.actions[verdict.action] += 1
                 outcome = self._follow(verdict)
                 if verdict.error is not None:
@@ -225,6 +226,17 @@ class _Run:
             say(f"{self.audit.path}: its last record is {self.audit.head}")
         if html is not None:
             say(f"{html}: written; open it in a browser")
+
+
+def _with_digest(verdict: Verdict) -> Verdict:
+    """A file that is no picture has bytes, too, by which a log can name it, and which may be moved."""
+    if verdict.error is None or verdict.sha256 is not None or not _is_readable(verdict.path):
+        return verdict
+    from clip.moderation.relocation import file_facts
+
+    with contextlib.suppress(OSError):
+        return dataclasses.replace(verdict, sha256=file_facts(Path(verdict.path))[1])
+    return verdict
 
 
 def _is_readable(path: str) -> bool:

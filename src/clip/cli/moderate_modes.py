@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 from click.core import ParameterSource
 
 from clip.cli import options
-from clip.cli.console import Session, json_line, note, printable, say
+from clip.cli.console import Session, json_line, note, printable, progress, say
+from clip.cli.pictures import STDIN, find
 from clip.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["checked_mode", "log_outcome", "mode_options", "open_moderator", "policy_of"]
 
 DONE, FAILED, NEGATIVE = 0, 1, 3
+
+_HEADS: dict[str, bool | Literal["auto"]] = {"auto": "auto", "always": True, "never": False}
 
 Mode = Callable[[Session, dict[str, Any]], int]
 
@@ -36,6 +40,47 @@ def mode_options(function: options.Function) -> options.Function:
                 "--expect",
                 metavar="HASH",
                 help="With --verify-log: a record that has to be in it, noted when it was the last.",
+            ),
+            click.option(
+                "--fit",
+                metavar="LABELS",
+                help="Learn thresholds, or more, from a CSV file of labelled pictures (- for stdin), and say how well "
+                "it works for others.",
+            ),
+            click.option("--output", "-o", metavar="FILE", help="With --fit: where to write it, for --fitted."),
+            click.option("--plot", metavar="FILE", help="With --fit: also draw it (.svg, .png)."),
+            click.option(
+                "--heads",
+                type=click.Choice(tuple(_HEADS)),
+                default="auto",
+                show_default=True,
+                help="With --fit: whether categories may learn from the whole embedding, too; auto: where it helps.",
+            ),
+            click.option(
+                "--red-team", is_flag=True, help="Attack the pictures in every way known, and count what gets through."
+            ),
+            click.option(
+                "--attack",
+                "attacks",
+                multiple=True,
+                metavar="NAME",
+                help="With --red-team: only this one, or this group; may be given several times.",
+            ),
+            click.option(
+                "--limit",
+                type=click.IntRange(min=1),
+                default=200,
+                show_default=True,
+                metavar="N",
+                help="With --red-team: pictures to attack of each kind, drawn by chance.",
+            ),
+            click.option(
+                "--seed",
+                type=int,
+                default=0,
+                show_default=True,
+                metavar="N",
+                help="With --fit and --red-team: of what is drawn by chance.",
             ),
             click.option("--policies", is_flag=True, help="List the policies that come with the package."),
             click.option("--show-policy", metavar="NAME", help="Print one of them, to begin your own with."),
@@ -63,12 +108,11 @@ def checked_mode(context: click.Context) -> Mode | None:
         raise click.UsageError(f"{modes[0].opts[0]} and {modes[1].opts[0]} exclude each other; choose one")
     mode = _MODES[str(modes[0].name)] if modes else None
     for parameter in given:
-        name = str(parameter.name)
-        is_wrong = name in _OF_MODES if mode is None else name not in mode.with_options and parameter not in modes
-        if is_wrong:
-            place = f"with {modes[0].opts[0]}" if modes else "without --verify-log"
-            what = "PICTURES" if isinstance(parameter, click.Argument) else parameter.opts[0]
-            raise click.UsageError(f"{what} means nothing {place}; leave it out")
+        what = "PICTURES" if isinstance(parameter, click.Argument) else parameter.opts[0]
+        if mode is None and (needed := _ONLY_WITH.get(str(parameter.name))):
+            raise click.UsageError(f"{what} means nothing without {needed}")
+        if mode is not None and parameter.name not in mode.with_options and parameter not in modes:
+            raise click.UsageError(f"{what} means nothing with {modes[0].opts[0]}; leave it out")
     return mode.run if mode else None
 
 
@@ -83,7 +127,8 @@ def policy_of(name: str | None) -> Policy:
 
 def open_moderator(
     session: Session,
-    policy: Policy,
+    rules: Policy,
+    /,
     *,
     model: str,
     device: str | None,
@@ -104,16 +149,18 @@ def open_moderator(
 
     network, preprocess = options.load_for_inference(session, model, device, precision)
     fingerprint = fingerprint_of(model)
-    try:
-        moderator = Moderator(
-            policy, network, preprocess, model_fingerprint=fingerprint, fitted=learned, views=Views.named(views)
-        )
-    except ConfigError as error:
-        raise ConfigError(f"{fitted}: {error}" if "fitted for" in str(error) else str(error)) from error
+    if learned is not None:
+        try:
+            learned.check(policy=rules.fingerprint, model=fingerprint, views=views)
+        except ConfigError as error:
+            raise ConfigError(f"{fitted}: {error}") from error
+    moderator = Moderator(
+        rules, network, preprocess, model_fingerprint=fingerprint, fitted=learned, views=Views.named(views)
+    )
     about = {
         "everyclip": clip.__version__,
         "folder": os.getcwd(),  # noqa: PTH109  # relative paths of verdicts start here
-        "policy": {"name": policy.name, "fingerprint": policy.fingerprint, "rules": policy.to_dict()},
+        "policy": {"name": rules.name, "fingerprint": rules.fingerprint, "rules": rules.to_dict()},
         "fitted": learned and learned.fingerprint,
         "model": {"name": model, "fingerprint": fingerprint, "runtime": str(runtime_of(network))},
         "views": views,
@@ -191,6 +238,84 @@ def _verify_log(session: Session, given: dict[str, Any]) -> int:
     return DONE
 
 
+# Learning, and being attacked -----------------------------------------------------------------------------------------
+
+
+def _fit(session: Session, given: dict[str, Any]) -> int:
+    policy = policy_of(given["policy"])
+
+    from clip.html_page import new_figure
+    from clip.moderation.labels import read_labels
+
+    is_stdin = given["fit"] == STDIN
+    labels = read_labels(sys.stdin.buffer, policy) if is_stdin else read_labels(given["fit"], policy)
+    plot = given["plot"]
+    if plot is not None:
+        if not plot.lower().endswith((".svg", ".png")):  # before minutes of work
+            raise click.UsageError(f"--plot {plot}: name it .svg or .png")
+        new_figure()
+
+    from clip.moderation.fit_report import fit_text
+    from clip.moderation.fitting import fit
+
+    moderator, about = open_moderator(session, policy, **given)
+    note(session, f"{about['model']['name']}: {about['model']['runtime']}")
+    with progress(session, "Learning", lambda: len(labels.pictures)) as bar:
+
+        def on_failure(message: str) -> None:
+            with bar.paused():
+                say(message)
+
+        fitted = fit(
+            moderator,
+            labels,
+            seed=given["seed"],
+            heads=_HEADS[given["heads"]],
+            batch_size=given["batch_size"],
+            on_progress=bar.advance,
+            on_failure=on_failure,
+        )
+    if given["output"] is not None:
+        fitted.save(given["output"])
+    if plot is not None:
+        from clip.moderation.fit_plot import save_fit_figure
+
+        save_fit_figure(fitted, plot)
+    print(json_line(fitted.to_dict()) if given["as_json"] else fit_text(fitted).rstrip("\n"))
+    if not session.quiet:
+        if given["output"] is None:
+            say("nothing is kept of it; pass --output FILE, and that file as --fitted when you moderate")
+        for path in (given["output"], plot):
+            if path is not None:
+                say(f"{path}: written")
+    return DONE
+
+
+def _red_team(session: Session, given: dict[str, Any]) -> int:
+    policy = policy_of(given["policy"])
+
+    from clip.moderation.attacks import ATTACKS
+    from clip.moderation.red_team import chosen_attacks, red_team
+
+    attacks = chosen_attacks(given["attacks"]) if given["attacks"] else ATTACKS
+    failed: list[str] = []
+    paths = list(find(given["pictures"], on_problem=failed.append))
+    for message in failed:
+        say(message)
+    moderator, about = open_moderator(session, policy, **given)
+    note(session, f"{about['model']['name']}: {about['model']['runtime']}; {len(attacks)} attacks")
+    report = red_team(
+        moderator,
+        paths,
+        attacks=attacks,
+        seed=given["seed"],
+        limit=given["limit"],
+        batch_size=given["batch_size"],
+    )
+    print(json_line(report.to_dict()) if given["as_json"] else report.table())
+    return FAILED if failed else DONE
+
+
 # Policies -------------------------------------------------------------------------------------------------------------
 
 
@@ -213,11 +338,22 @@ def _show_policy(session: Session, given: dict[str, Any]) -> int:
     return DONE
 
 
+_MODEL = ("policy", "model", "device", "precision", "batch_size", "views", "as_json", "seed")
+
 _MODES = {
+    "fit": _Allowed(_fit, frozenset({*_MODEL, "output", "plot", "heads"})),
+    "red_team": _Allowed(_red_team, frozenset({*_MODEL, "pictures", "fitted", "attacks", "limit"})),
     "undo": _Allowed(_undo, frozenset({"as_json", "log"})),
     "verify_log": _Allowed(_verify_log, frozenset({"expect", "as_json"})),
     "policies": _Allowed(_policies, frozenset({"as_json"})),
     "show_policy": _Allowed(_show_policy, frozenset()),
 }
-_OF_MODES = {"expect"}
+"""By the option that asks for it."""
+
+_ONLY_WITH = {
+    "expect": "--verify-log",
+    **dict.fromkeys(("output", "plot", "heads"), "--fit"),
+    **dict.fromkeys(("attacks", "limit"), "--red-team"),
+    "seed": "--fit or --red-team",
+}
 """Options that mean nothing in judging."""

@@ -25,8 +25,8 @@ from clip.errors import ClipError, ConfigError, choices
 __all__ = ["VERBS", "group", "main", "run"]
 
 VERBS = (
-    *("classify", "encode", "index", "search", "duplicates", "moderate", "train", "evaluate", "bench", "data", "models", "convert"),
-    *("export", "download"),
+    *("classify", "encode", "index", "search", "duplicates", "moderate", "train", "evaluate", "bench", "data"),
+    *("models", "convert", "export", "download"),
 )
 """Each is a module of this package with a click command named ``command``, imported when it is asked for."""
 

@@ -88,6 +88,8 @@ def command(
 
     listed = None if captions is None else read_captions(captions)  # before the seconds that a model takes
     network, preprocess = options.load_for_inference(session, model, device, "fp32")
+    if torch := sys.modules.get("torch"):  # not with an exported model
+        torch.backends.cudnn.allow_tf32 = False  # its convolutions would keep 10 bits of 23
     runtime = runtime_of(network)
     note(session, f"{model}: {runtime}")
     failed = cut = 0

@@ -270,7 +270,7 @@
   const key = (name) => element("kbd", {}, name);
   const button = (text, shortcut, onclick, pressed) => element("button",
     { type: "button", onclick, "aria-keyshortcuts": shortcut, "aria-pressed": pressed === undefined ? null : String(pressed) },
-    text, " ", key(shortcut));
+    text, " ", key(shortcut === "Space" ? "␣" : shortcut));
 
   function panel() {
     const box = by("panel");
@@ -454,6 +454,7 @@
     by("export-title").textContent = title;
     by("export-about").textContent = about;
     by("export-text").value = text;
+    by("copied").textContent = "";
     by("export").showModal();
   }
 
@@ -472,7 +473,7 @@
   by("copy").addEventListener("click", () => {
     by("export-text").select();
     // The clipboard of scripts is closed to files; this way is open everywhere.
-    say(document.execCommand("copy") ? "Copied." : "Selected: copy it by Ctrl and C.");
+    by("copied").textContent = document.execCommand("copy") ? "Copied." : "Selected: copy it by Ctrl and C.";
   });
 
   // Keys -------------------------------------------------------------------------------------------------------------

@@ -65,5 +65,5 @@ def _hex(colour: tuple[float, float, float] | list[float]) -> str:
 
 def _xml(text: str) -> str:
     """Without the characters that no XML may hold, even escaped."""
-    kept = (c for c in text if c in "\t\n" or (" " <= c and not 0xD800 <= ord(c) <= 0xDFFF and c not in "\ufffe\uffff"))
+    kept = (c for c in text if c in "\t\n" or (c >= " " and not 0xD800 <= ord(c) <= 0xDFFF and c not in "\ufffe\uffff"))
     return " ".join("".join(kept).split())

@@ -10,19 +10,26 @@ gradient follows the outline, where it is exact. Fonts have been drawn so since 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from clip.errors import ConfigError, ShapeError
 from clip.guidance.generators import Generator
 
-__all__ = ["Outlines", "Shapes", "Strokes", "coverage"]
+__all__ = ["Outlines", "Shapes", "Strokes", "Vector", "coverage"]
 
-_ROWS = 2
-"""Rows of the accumulator for one of the picture: how sharp the picture is from top to bottom."""
+
+_MARGIN = 0.04
+"""Of a picture, in units of the side: no point lies in it."""
+
+_MOST_PIECES = 1024
+"""Of one curve, whatever becomes of it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -38,17 +45,28 @@ class Outlines:
     """None: transparent."""
 
 
-class _Vector(Generator):
+class Vector(Generator):
     """Layers of one colour each, over a background."""
 
     colours: nn.Parameter
     """(B, N, 3), before the sigmoid."""
+    points: nn.Parameter
+    """(B, N, K, 2), in units of the side."""
+
+    rates: ClassVar[dict[str, float]] = {"colours": 7.0, "roundness": 6.0, "widths": 3.0}
+    """How fast parameters are moved, in proportion to the points."""
 
     def __init__(self, size: int, background: tuple[float, float, float] | None) -> None:
         super().__init__()
         if size < 8:
             raise ConfigError(f"size is {size}; it must be at least 8 pixels")
         self.size, self.background = size, background
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        """Brings back into the picture what a step has moved out of it, and colours from where they no longer move."""
+        self.points.clamp_(_MARGIN, 1 - _MARGIN)
+        self.colours.clamp_(-5, 5)
 
     def curves(self) -> Tensor:
         """(B, N, C, K, 4, 2): C closed outlines of each layer, of K cubic Bézier curves, in units of the side."""
@@ -64,8 +82,9 @@ class _Vector(Generator):
         size = size or self.size
         curves = self.curves()
         batch, count, parts = curves.shape[:3]
-        # Pieces of half a pixel for an outline as long as three sides.
-        lines = _flattened(curves.flatten(0, 2), max(math.ceil(6 * size / curves.shape[3]), 2))
+        # Pieces shorter than a pixel: no point of a curve moves faster than three times its longest handle.
+        longest = float(curves.detach().diff(dim=-2).norm(dim=-1).max()) * size
+        lines = _flattened(curves.flatten(0, 2), min(max(math.ceil(3 * longest), 2), _MOST_PIECES))
         covers = coverage(lines * size, size, size).view(batch, count, parts, size, size)
         # Parts of a layer are united: of two edges in one pixel the larger cover counts.
         alphas = covers.amax(dim=2) if parts > 1 else covers[:, :, 0]
@@ -76,6 +95,15 @@ class _Vector(Generator):
         alpha = 1 - through[:, :1]
         return torch.cat([colours / alpha.clamp(min=1e-6), alpha], dim=1)
 
+    def kept(self, row: int, shapes: Tensor) -> Self:
+        """Picture ``row`` alone, with these shapes (N,) of it."""
+        twin = copy.deepcopy(self)
+        for name, parameter in self.named_parameters():
+            setattr(twin, name, nn.Parameter(parameter.detach()[row : row + 1, shapes].clone()))
+        for name, buffer in self.named_buffers():
+            setattr(twin, name, buffer[row : row + 1].clone())
+        return twin
+
     def forward(self, size: int | None = None) -> Tensor:
         """(B, 3, H, W), over the background, or over white where that is transparent."""
         layers = self.layers(size)
@@ -84,7 +112,7 @@ class _Vector(Generator):
         return (layers[:, :3] * alpha + background * (1 - alpha)).clamp(0, 1)
 
 
-class Shapes(_Vector):
+class Shapes(Vector):
     """Closed shapes of one colour, each over those before it.
 
     An outline runs smoothly through its points (Catmull–Rom), and has a corner where its ``roundness`` is zero.
@@ -160,7 +188,7 @@ class Shapes(_Vector):
         return torch.stack([own, torch.where(self.is_mirrored.view(-1, 1, 1, 1, 1), twin, own)], dim=2)
 
 
-class Strokes(_Vector):
+class Strokes(Vector):
     """Lines with round ends, each of one width and colour, each over those before it.
 
     A line runs smoothly through its points; what is drawn is its outline: the circles of its width around it.
@@ -231,26 +259,25 @@ def coverage(lines: Tensor, height: int, width: int) -> Tensor:
     lines: (N, M, 2), closed, in pixels: x to the right, y down. Pieces should be shorter than a pixel. Where an outline
     winds twice, it is inside; where it winds forth and back, outside.
     """
-    x, y = lines[..., 0], lines[..., 1] * _ROWS
+    x, y = lines[..., 0], lines[..., 1]
     next_x, next_y = x.roll(-1, dims=1), y.roll(-1, dims=1)
-    rise = next_y - y
-    middle_x = ((x + next_x) / 2).clamp(-1, width)
-    middle_y = (y + next_y) / 2 - 0.5
-    rows = height * _ROWS
-    column, row = middle_x.detach().floor(), middle_y.detach().floor()
-    right, below = middle_x - column, middle_y - row
-    # One column more at either side takes what lies outside; what lies above or below is added to a row that is dropped.
+    column = ((x + next_x) / 2).clamp(-1, width)
+    first_column = column.detach().floor()
+    right = column - first_column
+    first_row = torch.minimum(y, next_y).detach().floor()
+    # A column more at either side, and a row, take what lies outside.
     stride = width + 3
     places, shares = [], []
-    for down, share_down in ((0, 1 - below), (1, below)):
-        at_row = (row + down).clamp(-1, rows) + 1
-        for across, share_across in ((0, 1 - right), (1, right)):
-            places.append(at_row * stride + column + across + 1)
-            shares.append(rise * share_down * share_across)
-    sums = lines.new_zeros(len(lines), (rows + 2) * stride)
+    for row in (first_row, first_row + 1):
+        # Exactly what lies within the row: around a closed outline it sums to zero, or a row would end in a streak.
+        rise = (next_y - row).clamp(0, 1) - (y - row).clamp(0, 1)
+        place = (row.clamp(-1, height) + 1) * stride + first_column + 1
+        places += [place, place + 1]
+        shares += [rise * (1 - right), rise * right]
+    sums = lines.new_zeros(len(lines), (height + 2) * stride)
     sums = sums.scatter_add(1, torch.cat(places, dim=1).long(), torch.cat(shares, dim=1))
-    inside = sums.view(-1, rows + 2, stride).cumsum(dim=2)[:, 1:-1, 1 : width + 1]
-    return inside.view(-1, height, _ROWS, width).mean(dim=2).abs().clamp(max=1)
+    inside = sums.view(-1, height + 2, stride).cumsum(dim=2)[:, 1:-1, 1 : width + 1]
+    return inside.abs().clamp(max=1)
 
 
 def _through(points: Tensor, roundness: Tensor, *, is_closed: bool) -> Tensor:

@@ -21,12 +21,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clip.errors import ConfigError, ImageError, choices
 from clip.images import MAX_BYTES, MAX_PIXELS, ImageSource
 from clip.moderation.frames import Frame, Frames, Picture, as_stored, embedded_pictures, find_frames
 from clip.moderation.looks import Look, difference, looks, signature
+from clip.moderation.margins import border_colour, on_square, without_margins
 from clip.moderation.sampling import MostDifferent, evenly
 from clip.moderation.text_regions import find_writing, without_writing
 
@@ -46,7 +47,9 @@ _SHORTER_SIDE = 448
 _FRAME_COST = 1 << 17
 """What a frame costs beside its pixels, in pixels."""
 _PAGE_COST = 1 << 20
-_ELONGATED = 1.5
+_UNEQUAL = 1.15
+"""Sides; of what is squarer the proportions hardly suffer."""
+_ELONGATED = 1.6
 _LEAST_WRITING = 0.01
 """Of the picture; less does not change what it is taken for."""
 _FLAT = 16
@@ -64,6 +67,8 @@ class Views:
     """Passes of overlapping tiles: so many along the shorter side."""
     frames: int = 1
     """At most so many of an animation: the first, the last, and those that differ most."""
+    turns: tuple[int, ...] = ()
+    """Degrees, against the clock, by which the whole is turned as well; of an animation only its first frame."""
     is_text_removed: bool = False
     """Whether a picture with writing on it is also looked at without."""
     parts: int = 4
@@ -92,12 +97,28 @@ class Views:
         return PRESETS[name]
 
 
+_QUARTERS = (90, 180, 270)
+
 Views.fast = Views(name="fast", parts=4, frames=4, max_views=12, max_decoded=1 << 26)
 Views.standard = Views(
-    name="standard", grids=(2,), is_text_removed=True, parts=8, frames=8, max_views=48, max_decoded=1 << 28
+    name="standard",
+    grids=(2,),
+    turns=_QUARTERS,
+    is_text_removed=True,
+    parts=8,
+    frames=8,
+    max_views=48,
+    max_decoded=1 << 28,
 )
 Views.thorough = Views(
-    name="thorough", grids=(2, 4), is_text_removed=True, parts=24, frames=16, max_views=160, max_decoded=1 << 29
+    name="thorough",
+    grids=(2, 4),
+    turns=(*_QUARTERS, *(angle for angle in range(30, 360, 30) if angle % 90)),
+    is_text_removed=True,
+    parts=24,
+    frames=16,
+    max_views=160,
+    max_decoded=1 << 29,
 )
 
 PRESETS = {views.name: views for views in (Views.fast, Views.standard, Views.thorough)}
@@ -252,6 +273,8 @@ def _views(data: bytes, found: _Found, how: Views) -> Iterator[View]:
     if orientation != 1:
         yield _whole(first[0]._replace(name="as stored", pixels=as_stored(first[0].pixels, orientation)), index)
     yield from _embedded(data, found)
+    for frame_index, _, frame_looks in found.kept:
+        yield from _other_wholes(frame_looks[0], frame_index, how.turns if frame_index == index else ())
     if how.is_text_removed:
         for frame_index, _, frame_looks in found.kept:
             yield from _without_text(frame_looks[0], frame_index, found)
@@ -271,24 +294,56 @@ def _named(what: str, look: Look, frame: int) -> str:
 
 
 def _whole(look: Look, frame: int) -> View:
-    return View(_named("whole", look, frame), "hidden" if look.is_hidden else "whole", frame, _squared(look.pixels))
+    return View(_named("whole", look, frame), _kind(look, "whole"), frame, _squashed(look.pixels))
+
+
+def _kind(look: Look, kind: Kind) -> Kind:
+    return "hidden" if look.is_hidden else kind
+
+
+def _other_wholes(look: Look, frame: int, turns: tuple[int, ...]) -> Iterator[View]:
+    """In its own proportions, without its empty margins, turned."""
+    height, width = look.pixels.shape[:2]
+    if max(height, width) > _UNEQUAL * min(height, width):
+        yield View(_named("whole, padded", look, frame), _kind(look, "whole"), frame, _squared(look.pixels))
+    trimmed = without_margins(look.pixels)
+    if trimmed is not None:
+        yield View(_named("trimmed", look, frame), _kind(look, "crop"), frame, trimmed)
+    whole = look.pixels if trimmed is None else trimmed
+    for angle in turns:
+        name = _named(f"turned by {angle}°", look, frame)
+        yield View(name, _kind(look, "whole"), frame, _turned(_squashed(whole), angle))
+
+
+def _turned(pixels: Pixels, angle: int) -> Pixels:
+    """On what is at its border, as large as what it holds."""
+    if angle % 90 == 0:
+        return np.ascontiguousarray(np.rot90(pixels, angle // 90))
+    ground = border_colour(pixels)
+    turned = Image.fromarray(pixels).rotate(angle, Image.Resampling.BILINEAR, expand=True, fillcolor=ground)
+    trimmed = without_margins(np.asarray(turned))
+    return np.asarray(turned) if trimmed is None else trimmed
+
+
+def _squashed(pixels: Pixels) -> Pixels:
+    """As a square, so that a model that crops the centre sees all of it at the largest size."""
+    height, width = pixels.shape[:2]
+    if height == width:
+        return pixels
+    side = min(max(height, width), _WHOLE_SIDE)
+    filter_ = Image.Resampling.BOX if min(height, width) > side else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((side, side), filter_))
 
 
 def _squared(pixels: Pixels) -> Pixels:
-    """On a white square, so that a model that crops the centre sees all of it."""
+    """In the middle of a square of what is at its border."""
     height, width = pixels.shape[:2]
-    side = max(height, width)
     if height == width:
         return pixels
-    if side > _WHOLE_SIDE:
-        size = (max(1, round(width * _WHOLE_SIDE / side)), max(1, round(height * _WHOLE_SIDE / side)))
-        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
-        height, width = pixels.shape[:2]
-        side = _WHOLE_SIDE
-    square = np.full((side, side, 3), 255, np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = pixels
-    return square
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    side = min(max(height, width), _WHOLE_SIDE)
+    image = ImageOps.contain(image, (side, side), Image.Resampling.BILINEAR)
+    return on_square(np.asarray(image), border_colour(pixels))
 
 
 def _embedded(data: bytes, found: _Found) -> Iterator[View]:
@@ -303,7 +358,7 @@ def _embedded(data: bytes, found: _Found) -> Iterator[View]:
         known.append(sign)
         number += 1
         found.notes.append("another picture is hidden inside the file: a thumbnail of something else, or appended")
-        yield View(f"hidden picture {number}", "hidden", 0, _squared(look.pixels))
+        yield View(f"hidden picture {number}", "hidden", 0, _squashed(look.pixels))
 
 
 def _without_text(look: Look, frame: int, found: _Found) -> Iterator[View]:
@@ -313,7 +368,7 @@ def _without_text(look: Look, frame: int, found: _Found) -> Iterator[View]:
     where = f"of frame {frame}" if frame else "of it"
     found.notes.append(f"writing, or what looks like it, covers {writing.coverage:.0%} {where}")
     bare = look._replace(pixels=without_writing(look.pixels, writing))
-    yield View(_named("without text", bare, frame), "without-text", frame, _squared(bare.pixels))
+    yield View(_named("without text", bare, frame), "without-text", frame, _squashed(bare.pixels))
 
 
 def _parts_along(look: Look, frame: int, limit: int) -> Iterator[View]:
@@ -328,7 +383,7 @@ def _parts_along(look: Look, frame: int, limit: int) -> Iterator[View]:
         where = np.s_[start : start + length]
         part = look.pixels[where] if height > width else look.pixels[:, where]
         if not _is_flat(part):
-            yield View(_named(f"part {number} of {count}", look, frame), "crop", frame, _squared(part))
+            yield View(_named(f"part {number} of {count}", look, frame), _kind(look, "crop"), frame, _squashed(part))
 
 
 def _tiles(look: Look, frame: int, grid: int) -> Iterator[View]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html.parser
 import io
+import json
 import re
 import sys
 from pathlib import Path
@@ -14,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip.errors import ClipError, MissingDependencyError
-from clip.html_page import figure_svg, new_figure, page, thumbnail, write_atomically
+from clip.errors import ClipError, ConfigError, MissingDependencyError
+from clip.html_page import figure_svg, new_figure, page, page_with_script, readable, thumbnail, write_atomically
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -77,6 +79,29 @@ def test_a_page_loads_nothing_and_its_policy_forbids_it() -> None:
     assert all((attributes["src"] or "").startswith("data:") for tag, attributes in tags if tag == "img")
     assert "prefers-color-scheme: dark" in text
     assert text.startswith("<!doctype html>")
+
+
+def test_a_script_of_ours_is_known_by_its_hash_and_hostile_data_are_data() -> None:
+    script = "const s = 'é < 3 && \\u003c';"
+    text = page_with_script(HOSTILE[0], "<p>{{ name }}</p>", script=script, data=HOSTILE, values={"name": HOSTILE[1]})
+    assert text.count("<script") == text.count("</script") == 2
+    assert f"<script>{script}</script>" in text
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'; require-trusted-types-for 'script'" in text
+    data = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[0]
+    assert json.loads(data) == HOSTILE and not re.search("[<>&]", data)
+    assert "runs no script" not in text and "runs no script" in _page(["plain"])
+
+
+@pytest.mark.parametrize("script", ["'</script>'", "'</SCRIPT '", "<!-- -->"])
+def test_a_script_that_would_end_its_element_is_refused(script: str) -> None:
+    with pytest.raises(ConfigError, match="its element would end"):
+        page_with_script("t", "", script=script, data={}, values={})
+
+
+def test_file_names_for_people() -> None:
+    assert readable("fox 🦊.png") == "fox 🦊.png"
+    assert readable("a\udcff\n\u202e\x00") == "a\\xff\\n\\u202e\\x00"
 
 
 def test_filters_and_bars() -> None:

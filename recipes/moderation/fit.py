@@ -1,11 +1,11 @@
-"""What fitting brings: a packaged policy with thresholds and heads learned from icons, tried on drawings of other kinds.
+"""What fitting brings: a packaged policy with thresholds and heads learned from icons, tried on other drawings.
 
     python recipes/moderation/fit.py --work build/pocket
     python recipes/moderation/fit.py --simulate
 
-Run after ``pictures.py``, whose three sets it reads: fitted on ``icons``, half of which judge it, then tried on ``noto``
-and ``clipart``, which no part of the fit has seen. ``--simulate`` needs no pictures: how often claims hold where the
-truth is known.
+Run after ``pictures.py``, whose three sets it reads: fitted on ``icons``, half of which judge it, then tried on
+``noto`` and ``clipart``, which no part of the fit has seen. ``--simulate`` needs no pictures: how often claims hold
+where the truth is known.
 """
 
 from __future__ import annotations

@@ -98,7 +98,9 @@ def least_trials(target: float, share: float = 1.0, level: float = LEVEL) -> int
         return None
 
     def is_enough(trials: int) -> bool:
-        return lower_bound(math.floor(share * trials + 1e-9), trials, level) >= target
+        """Whether ``lower_bound`` is not below the target, without looking for where it is."""
+        successes = math.floor(share * trials + 1e-9)
+        return successes > 0 and _at_least(successes, trials, target) <= 1 - level
 
     high = 1
     while not is_enough(high):
@@ -207,9 +209,10 @@ def _bootstrapped(statistic: Callable[..., Array], scores: Array, belongs: Truth
     rows = max(_AT_ONCE // len(scores), 1)
     for first in range(0, _RESAMPLES, rows):
         count = min(rows, _RESAMPLES - first)
-        weights = np.zeros((count, len(scores)))
+        weights = np.empty((count, len(scores)))
         for part in parts:
-            weights[:, part] = generator.multinomial(len(part), np.full(len(part), 1 / len(part)), size=count)
+            drawn = generator.integers(len(part), size=(count, len(part))) + len(part) * np.arange(count)[:, None]
+            weights[:, part] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
         found.append(statistic(scores, belongs, weights))
     low, high = np.quantile(np.concatenate(found), [0.025, 0.975]).tolist()
     return Estimate(value=value, low=min(low, value), high=max(high, value))

@@ -48,7 +48,7 @@ def save_fit_figure(fitted: Fitted, path: str | os.PathLike[str]) -> None:
     figure = fit_figure(fitted)
     if ending == ".svg":
         # As a file of its own it needs its name space, and a background: what is black would vanish on black.
-        svg = figure_svg(figure).replace("currentColor", "#000000")
+        svg = str(figure_svg(figure)).replace("currentColor", "#000000")
         opening = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
         style = ' style="background: #ffffff; stroke-linejoin: round; stroke-linecap: butt"'
         write_atomically(

@@ -6,7 +6,7 @@ import base64
 import binascii
 import dataclasses
 import json
-import math
+import sys
 import types
 import typing
 from typing import Any, Literal, TypeVar, Union
@@ -74,7 +74,8 @@ def _value(kind: Any, value: Any, place: str) -> Any:
     if origin is np.ndarray:
         return _vector(value, place)
     if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        # An integer beyond all floats compares well enough, and cannot be converted.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise _wrong(place, "a finite number", value)
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

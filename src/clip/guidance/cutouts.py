@@ -104,8 +104,8 @@ class Cutouts:
             backgrounds = torch.tensor(self.background, dtype=torch.float64).expand(self.count, 3).clone()
 
         changed = torch.arange(self.count) >= self.uncut
-        if self.background is None:
-            backgrounds[~changed] = preprocess.fill / 255
+        if preprocess.resize == "longest":
+            backgrounds[~changed] = preprocess.fill / 255  # the borders that the model knows
         return Views(
             how=self,
             preprocess=preprocess,

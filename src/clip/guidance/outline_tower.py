@@ -26,7 +26,7 @@ _SIDE = 32
 """Pixels: finer than this nothing is looked at."""
 _DIRECTIONS = 8
 _CHANNELS = ((0.45, 0.5, 0.05), (0.1, 0.1, 0.8))
-"""Two mixtures of red, green and blue in which colours that lie far apart differ: yellow is as light as white in one."""
+"""Two mixtures of red, green and blue: yellow, as light as white in the first, is dark in the second."""
 
 
 class OutlineTower(nn.Module):

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clip.errors import ConfigError
-from clip.features import encode_texts
+from clip.features import AnyImage, encode_images, encode_texts
 from clip.guidance.cutouts import Cutouts
 from clip.guidance.objective import Objective
 from clip.model import CLIP
@@ -45,6 +46,7 @@ class Recognition:
     prompts: what the picture shows; the mean of their embeddings is the goal.
     names: what it could show instead. Those that share a word with a prompt are no rivals of it.
     against: texts that are rivals whatever words they share.
+    images: pictures that it resembles; the mean of their embeddings weighs as much as the prompts.
     tower: another image tower of the same space, and ``share`` its part in the result.
     model_cutouts: how many of the cut-outs the model looks at; the tower looks at all.
     """
@@ -57,6 +59,7 @@ class Recognition:
         prompts: Sequence[str],
         names: Sequence[str] = (),
         against: Sequence[str] = (),
+        images: Sequence[AnyImage] = (),
         templates: Sequence[str] = TEMPLATES,
         cutouts: Cutouts = CUTOUTS,
         tower: Tower | None = None,
@@ -74,15 +77,32 @@ class Recognition:
         self._look = Objective(model, preprocess, prompts=list(prompts), cutouts=cutouts)
         self.cutouts, self.scale, self.model_cutouts = cutouts, scale, model_cutouts
         self.tower, self.share = tower, share if tower is not None else 0.0
-        words = {word for prompt in prompts for word in same_text(prompt).split()} - _SMALL_WORDS
+        words = {word for prompt in prompts for word in same_text(prompt).split()} - _SMALL_WORDS - _COLOURS
         self.rivals = (*(name for name in names if not words & set(same_text(name).split())), *against)
         if not self.rivals:
             raise ConfigError("there is nothing that the picture could be taken for; give names or against")
         templates = checked_templates(templates)
-        goal = F.normalize(self._embeddings(model, prompts, templates).mean(dim=0, keepdim=True), dim=-1)
-        self.targets = torch.cat([goal, self._embeddings(model, self.rivals, templates)])  # (1 + R, E)
+        self.name = " and ".join(prompts)
+        goal = F.normalize(self._embeddings(prompts, templates).mean(dim=0, keepdim=True), dim=-1)
+        if images:
+            encoded = [batch.embeddings for batch in encode_images(self._look.model, preprocess, images, workers=1)]
+            seen = torch.from_numpy(np.concatenate(encoded)).to(goal).mean(dim=0, keepdim=True)
+            goal = F.normalize(goal + F.normalize(seen, dim=-1), dim=-1)
+        self.targets = torch.cat([goal, self._embeddings(self.rivals, templates)])  # (1 + R, E)
 
-    def _embeddings(self, model: CLIP, texts: Sequence[str], templates: Sequence[str]) -> Tensor:
+    @torch.no_grad()
+    def named(self, image: Tensor, *, top: int = 3) -> list[tuple[str, float]]:
+        """What the model names a picture (3, H, W) in [0, 1], the best first: names and their probabilities."""
+        views = Cutouts.none().draw(self._look.preprocess, image.shape[2], image.shape[1])
+        embedding = self._look._embeddings(views(self._look._checked(image[None])).flatten(0, 1))
+        probabilities = (self._look.model.logit_scale.exp().float() * embedding @ self.targets.T)[0].softmax(dim=0)
+        values, places = probabilities.sort(descending=True, stable=True)
+        names = (self.name, *self.rivals)
+        return [
+            (names[place], value) for value, place in zip(values[:top].tolist(), places[:top].tolist(), strict=True)
+        ]
+
+    def _embeddings(self, texts: Sequence[str], templates: Sequence[str]) -> Tensor:
         """(T, E), unit norm, each the mean over the templates."""
         filled = [fill(template, _bare(text)) for template in templates for text in texts]
         rows = torch.cat([torch.from_numpy(batch.embeddings) for batch in encode_texts(self._look.model, filled)])
@@ -117,12 +137,12 @@ class Recognition:
         return F.cross_entropy(logits, goal, reduction="none").view(-1, batch).mean(dim=0)
 
 
-_SMALL_WORDS = frozenset(
-    "a an the of with and in on red green blue yellow orange pink purple black white brown grey face".split()
-)
+_ARTICLES = frozenset({"a", "an", "the"})
+_SMALL_WORDS = _ARTICLES | {"of", "with", "and", "in", "on", "face"}
+_COLOURS = frozenset({"red", "green", "blue", "yellow", "orange", "pink", "purple", "black", "white", "brown", "grey"})
 
 
 def _bare(text: str) -> str:
     """Without its article, for a template that brings its own."""
     first, _, rest = text.strip().partition(" ")
-    return rest if rest and first.lower() in ("a", "an", "the") else text.strip()
+    return rest if rest and first.lower() in _ARTICLES else text.strip()

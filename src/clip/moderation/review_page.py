@@ -4,8 +4,8 @@
 
 The page is one file. It loads and sends nothing; small copies of the pictures are within it. Decisions stay in the
 browser that they were made in, under the fingerprints of policy, model and pictures, until they are exported: as
-``path,category,label`` for ``clip moderate --fit``. How it looks and works is in the files of the same name:
-``review_page.html`` (Jinja), ``.css`` and ``.js``.
+``path,category,label`` for ``clip moderate --fit``. How it looks and works is in the folder ``review``: a template, a
+style, and the parts of one script.
 
 A reviewer looks at what nobody wants to see, all day. So what may be disturbing is blurred and grey until it is asked
 for, nothing moves by itself, and everything is reached without a mouse.
@@ -43,6 +43,10 @@ _SIDES = ((400, 320), (MAX_PICTURES, 192))
 
 _SMALLEST_SIDE = 128
 
+_PARTS = Path(__file__).with_name("review")
+_SCRIPT = ("state", "outcomes", "decisions", "cards", "list", "panel", "thresholds", "exports", "keys", "beginning")
+"""Parts of the script, in their order: they share names, and nothing else on the page does."""
+
 
 class _Copy(NamedTuple):
     address: str | None
@@ -79,10 +83,10 @@ def review_page(
         copies = list(pool.map(functools.partial(_copy, side=side, contents=contents or _same), shown))
     return page_with_script(
         f"Review: {readable(policy.name)}",
-        _part("html"),
-        script=_part("js"),
+        _part("page.html"),
+        script="\n".join(['"use strict";\n(() => {', *(_part(f"{name}.js") for name in _SCRIPT), "})();\n"]),
         data=_data(shown, copies, policy, total),
-        values={"style": Markup(_part("css")), "policy": policy, "count": len(shown), "total": total},
+        values={"style": Markup(_part("page.css")), "policy": policy, "count": len(shown), "total": total},
     )
 
 
@@ -223,5 +227,5 @@ def _picture(verdict: Verdict, copy: _Copy, policy: Policy) -> dict[str, Any]:
     }
 
 
-def _part(kind: str) -> str:
-    return Path(__file__).with_name(f"review_page.{kind}").read_text(encoding="utf-8")
+def _part(name: str) -> str:
+    return (_PARTS / name).read_text(encoding="utf-8")

@@ -217,7 +217,7 @@ def check_prompt(prompt: str) -> None:
 def check_share(what: str, value: float) -> None:
     """Raises ConfigError for what is not above 0 and below 1."""
     if not 0 < value < 1:
-        remedy = f" (for {value:g} %, write {value / 100:g})" if 1 < value < 100 and value == int(value) else ""
+        remedy = f" (for {value:g} %, write {value / 100:g})" if 10 <= value < 100 else ""
         raise ConfigError(f"{what} is {value:g}; it must be above 0 and below 1{remedy}")
 
 

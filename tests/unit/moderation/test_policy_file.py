@@ -15,7 +15,15 @@ from PIL import Image
 
 from clip.errors import ConfigError
 from clip.moderation.policy import Category, Exemption, Policy, Target
-from clip.moderation.policy_file import MOST_FAULTS, packaged_policies, policy_text, read_policy
+from clip.moderation.policy_file import (
+    CATEGORY_KEYS,
+    EXCEPTION_KEYS,
+    MOST_FAULTS,
+    POLICY_KEYS,
+    packaged_policies,
+    policy_text,
+    read_policy,
+)
 from clip.prompts import same_text
 
 FAMILY = """\
@@ -163,6 +171,18 @@ def test_a_folder_of_that_name_hides_no_packaged_policy(tmp_path: Path, monkeypa
     assert read_policy("restricted-goods").name == "restricted-goods"
     with pytest.raises(ConfigError, match=r"'./restricted-goods' cannot be read \(Is a directory\)"):
         read_policy("./restricted-goods")
+
+
+def test_the_page_shows_a_policy_that_is_one_and_names_every_key(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "policies.md").read_text(encoding="utf-8")
+    example = re.search(r"```yaml\n(.*?)```", page, re.S)
+    assert example is not None
+    (tmp_path / "toy-shop.yaml").write_text(example[1])
+    fingerprint = read_policy(tmp_path / "toy-shop.yaml").fingerprint
+    assert f"by policy toy-shop ({fingerprint[:12]})" in page, "the output beside it is of this very policy"
+    rows = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    for key in {*POLICY_KEYS, *CATEGORY_KEYS, *EXCEPTION_KEYS, *packaged_policies()}:
+        assert f"`{key}`" in rows, key
 
 
 # The fingerprint ------------------------------------------------------------------------------------------------------

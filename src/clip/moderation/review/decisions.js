@@ -12,7 +12,7 @@ function put(i, decision) {
 function decide(i, decision, advance) {
   history.push([i, kept.decisions[i]]);
   put(i, decision);
-  say(`${PICTURES[i].name}: ${decisionText(i)}. ${by("progress-text").textContent}`);
+  say(`${PICTURES[i].name}: ${decisionText(i)}.`);
   if (advance) {
     const place = order.indexOf(i);
     const next = order.slice(place + 1).find((other) => !(other in kept.decisions)) ?? order[place + 1];

@@ -62,7 +62,8 @@ function takeLabels() {
   const reviewed = Object.keys(kept.decisions).length;
   take(
     "Labels",
-    `${plural(rows, "label", "labels")} of ${plural(reviewed, "picture", "pictures")}, for clip moderate --fit.${warning}`,
+    `${plural(rows, "label", "labels")} of ${plural(reviewed, "picture", "pictures")}, ` +
+      `for clip moderate --fit.${warning}`,
     text,
     "labels.csv",
     "text/csv",

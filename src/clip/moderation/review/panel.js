@@ -7,12 +7,11 @@ const button = (text, shortcut, onclick, pressed) =>
     {
       type: "button",
       onclick,
-      "aria-keyshortcuts": shortcut,
+      "aria-keyshortcuts": shortcut || null,
       "aria-pressed": pressed === undefined ? null : String(pressed),
     },
     text,
-    " ",
-    key(shortcut === "Space" ? "␣" : shortcut),
+    ...(shortcut ? [" ", key(shortcut === "Space" ? "␣" : shortcut)] : []),
   );
 
 function panel() {

@@ -242,9 +242,9 @@ class _Sides(NamedTuple):
         as_is = _judged_of(looks, views, np.flatnonzero(~is_bare))
         if not is_bare.any():
             return cls(as_is, None, 0)
-        # Only the wholes of a frame are painted over. What shows in a part, or was hidden, stands beside the writing.
+        # Only the whole of a frame is painted over. What a tile shows, or was hidden, stands beside the writing.
         painted = {view.frame for view in views if view.kind == "without-text"}
-        is_covered = np.array([view.kind == "whole" and view.frame in painted for view in views])
+        is_covered = np.array([view.kind in ("whole", "turned", "crop") and view.frame in painted for view in views])
         return cls(as_is, _judged_of(looks, views, np.flatnonzero(~is_covered)), int(is_bare.argmax()))
 
     @property
@@ -304,7 +304,7 @@ class _Batches:
         self._looked_at = looked_at
         self._most_waiting = most_waiting
         self._waiting: deque[_Picture] = deque()
-        self._owners: deque[tuple[int, _Picture]] = deque()  # of the views, by their position
+        self._owners: dict[int, _Picture] = {}  # of the views that the model has, by their position
         self.is_end = False
 
     def pixels(self) -> Iterator[NDArray[np.uint8]]:
@@ -323,27 +323,22 @@ class _Batches:
             picture = _Picture(source, views, looked.frames, looked.notes, looked.sha256)
             self._waiting.append(picture)
             for view in looked.views:
-                self._owners.append((position, picture))
+                self._owners[position] = picture
                 position += 1
                 yield view.pixels
 
     def put(self, positions: Sequence[int], embeddings: NDArray[np.float32]) -> None:
         for position, embedding in zip(positions, embeddings, strict=True):
-            self._owner(position).rows.append(embedding)
+            self._owners.pop(position).rows.append(embedding)
 
     def fail(self, failure: Failure[Any]) -> None:
         """What is not finite compares with everything as False: such a picture is no hit, and none that is allowed."""
         error = ClipError("the features of a view are not finite; load the model with precision='fp32'")
-        self._owner(failure.position).error = error
+        self._owners.pop(failure.position).error = error
 
     def done(self) -> Iterator[_Picture]:
         while self._waiting and self._waiting[0].is_done:
             yield self._waiting.popleft()
-
-    def _owner(self, position: int) -> _Picture:
-        expected, picture = self._owners.popleft()
-        assert position == expected
-        return picture
 
 
 def _looked_at(

@@ -41,7 +41,7 @@ _SOFTNESS = 0.4
 _LEAST_DEVIATION = 1e-6
 
 _SHARE_OF_WHOLE = 0.5
-"""How likely it is, of a picture that belongs to a category, that the whole of it shows so and not some part."""
+"""How likely it is, of a picture that belongs to a category, that the whole of it shows so as it stands."""
 
 
 class Threshold(NamedTuple):
@@ -209,13 +209,13 @@ class Scorer:
 def judged(evidence: Array, views: Sequence[Seen]) -> Judged:
     """What views of one picture say together. evidence: (V, K).
 
-    Of a frame, either the whole shows that it belongs to a category, or one of its parts does: the likelihood ratio is
-    the mean of theirs, the whole counting for half. So it is of no avail that one of many parts looks like something by
-    chance, and what one part shows clearly is not lost. Of several wholes of a frame (on white, on black), and of
-    several frames, the worst counts: who made the file chose how many there are.
+    Of a frame, either the whole shows that it belongs to a category, or one of its parts does, or the whole when it is
+    turned: the likelihood ratio is the mean of theirs, the whole counting for half. So nothing follows if one of many
+    looks like something by chance, and what one shows clearly is not lost. Of several wholes of a frame (on white, on
+    black), and of several frames, the worst counts: who made the file chose how many there are.
     """
     frames = np.array([view.frame for view in views])
-    is_part = np.array([view.kind in ("crop", "tile") for view in views])
+    is_part = np.array([view.kind in ("turned", "crop", "tile") for view in views])
     found = [_of_frame(evidence, np.flatnonzero(frames == frame), is_part) for frame in np.unique(frames)]
     strongest = np.argmax([frame.evidence for frame in found], axis=0)
     columns = np.arange(evidence.shape[1])

@@ -33,7 +33,7 @@ from clip.moderation.text_regions import find_writing, without_writing
 
 __all__ = ["PRESETS", "Looked", "View", "Views", "bytes_of", "views_of"]
 
-Kind = Literal["whole", "crop", "tile", "without-text", "hidden"]
+Kind = Literal["whole", "turned", "crop", "tile", "without-text", "hidden"]
 
 Pixels = NDArray[np.uint8]
 
@@ -312,7 +312,7 @@ def _other_wholes(look: Look, frame: int, turns: tuple[int, ...]) -> Iterator[Vi
     whole = look.pixels if trimmed is None else trimmed
     for angle in turns:
         name = _named(f"turned by {angle}°", look, frame)
-        yield View(name, _kind(look, "whole"), frame, _turned(_squashed(whole), angle))
+        yield View(name, _kind(look, "turned"), frame, _turned(_squashed(whole), angle))
 
 
 def _turned(pixels: Pixels, angle: int) -> Pixels:

@@ -65,8 +65,8 @@ def test_all_categories_are_among_the_pictures(measured: Measured) -> None:
 
 
 def test_pictures_of_a_category_score_above_those_that_resemble_it(measured: Measured) -> None:
-    assert measured.mean_ap(measured.scores) > 0.7  # it was 0.75
-    for k, least in enumerate((0.85, 0.8)):  # weapons and alcohol, which have enough pictures to say; it was 0.93, 0.89
+    assert measured.mean_ap(measured.scores) > 0.7  # it was 0.78
+    for k, least in enumerate((0.85, 0.8)):  # weapons and alcohol, which have enough pictures to say; it was 0.94, 0.92
         assert average_precision(measured.scores[:, k], measured.belongs[:, k]) > least
 
 
@@ -76,6 +76,6 @@ def test_a_contest_is_better_than_the_nearest_prompt(measured: Measured) -> None
 
 def test_what_the_policy_finds_by_its_own_thresholds(measured: Measured) -> None:
     right, wrong = (measured.hits & measured.belongs).sum(), (measured.hits & ~measured.belongs).sum()
-    assert right >= 24  # of 37; it was 27
-    assert wrong <= 19  # of 348; it was 15
-    assert (measured.hits & measured.hard).sum() <= 6  # of 31; it was 4
+    assert right >= 22  # of 37; it was 25
+    assert wrong <= 15  # of 348; it was 9
+    assert (measured.hits & measured.hard).sum() <= 5  # of 31; it was 2

@@ -49,7 +49,7 @@ class Curve(NamedTuple):
         return self.mean + self.deviation * NormalDist().inv_cdf(share)
 
 
-def curve_of(trials: Sequence[Array], is_match: NDArray[np.bool_]) -> Curve:
+def curve_of(trials: Sequence[Array] | Array, is_match: NDArray[np.bool_]) -> Curve:
     """What a contest is worth, from T trials on the same N pictures: each trial (N,) is one thing that is looked for,
     and ``is_match`` (T, N) says which pictures show it. Those are compared with the others of their trial.
     """

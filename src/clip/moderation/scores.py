@@ -156,7 +156,7 @@ class Scorer:
             rows = [embedding_of[prompt] for prompt in prompts]
             return _as_texts(np.stack(rows) if rows else background[:0])
 
-        usual_text = background @ texts(neutral_prompts).embeddings.T
+        usual_text = (background @ texts(neutral_prompts).embeddings.T).astype(np.float64)
 
         def words(prompts: Sequence[str], pictures: Sequence[str]) -> _Words:
             from_texts = texts(prompts)
@@ -178,9 +178,9 @@ class Scorer:
         scale = _SOFTNESS * math.exp(float(model.logit_scale))
         contests = tuple(contest(category) for category in policy.categories)
         logits = np.stack([found.hold(background, scale)[0] for found in contests], axis=1)
-        neutral = texts(neutral_prompts)
         names = list(dict.fromkeys(labels))
-        trials = [_Contest((name,), texts([name]), neutral).hold(background, scale)[0] for name in names]
+        against = np.logaddexp.reduce(scale * usual_text, axis=1)
+        trials = scale * (texts(names).embeddings @ background.T) - against
         is_match = np.array([[label == name for label in labels] for name in names])
         return cls(policy, contests, scale, _usual(logits), curve_of(trials, is_match))
 
@@ -243,7 +243,7 @@ def _as_texts(embeddings: Embeddings) -> _Words:
     return _Words(embeddings, np.ones(len(embeddings)), np.zeros(len(embeddings)))
 
 
-def _as_pictures(embeddings: Embeddings, background: Embeddings, usual_text: Embeddings) -> _Words:
+def _as_pictures(embeddings: Embeddings, background: Embeddings, usual_text: Array) -> _Words:
     """Two pictures are nearer to each other than a picture is to any words, whatever they show (Liang et al. 2022): the
     cosines with an example are moved and stretched to have the mean and deviation that those with a neutral text have.
 

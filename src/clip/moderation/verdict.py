@@ -16,7 +16,8 @@ class Finding:
 
     category: str
     score: float
-    """0 to 1, calibrated: of pictures with this score, so many belong to the category."""
+    """0 to 1: the probability that the picture belongs to the category, where one of twenty does (``calibration``), or
+    as often as among the labelled pictures if it was fitted."""
     threshold: float
     prompt: str
     """The words, or the path of the example, that fit best."""
@@ -56,7 +57,7 @@ class Verdict:
     """One for each category: hits first, by action, severity and margin; then the others by margin. Empty where the
     file could not be read."""
     policy: str
-    """Fingerprint of the policy, and of what was fitted for it if there is such."""
+    """Fingerprint of the policy; then, if something was fitted for it, ``+`` and the fingerprint of that."""
     model: str
     """Fingerprint of the model."""
     sha256: str | None = None

@@ -129,7 +129,7 @@ def score_images(
 ) -> Iterator[Scored]:
     """CLIPScore of each picture and its text, in order; RefCLIPScore where the candidate has references.
 
-    model: load it in fp32. candidates: any iterable, read two batches ahead. Files take the exact path, to the pixels
+    model: load it in fp32. candidates: any iterable, read a few batches ahead. Files take the exact path, to the pixels
     that OpenAI's preprocessing gives; by the fast one scores would be 0.0001 away, and some 0.001.
     workers: threads that do so; by default a few more than there are processors.
     on_error: what to do with a picture that cannot be read, which is then left out; None raises its ImageError.
@@ -139,7 +139,7 @@ def score_images(
     report = on_error or _raise
 
     def images() -> Iterator[AnyImage]:
-        for position, candidate, pixels in _read_ahead(preprocess, candidates, 2 * batch_size, workers):
+        for position, candidate, pixels in _read_ahead(preprocess, candidates, batch_size, workers):
             if isinstance(pixels, ImageError):
                 report(Failure(position, candidate.image, pixels))
             else:

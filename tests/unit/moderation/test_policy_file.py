@@ -300,6 +300,22 @@ def test_all_faults_are_told_at_once_and_no_more_than_ten(tmp_path: Path) -> Non
     assert lines[-1] == f"{path}: and 20 more"
 
 
+def test_a_key_that_is_only_misspelt_is_told_once(tmp_path: Path) -> None:
+    path = written(tmp_path / "a", FAMILY.replace("categories:", "categorys:"))
+    with pytest.raises(ConfigError) as error:
+        read_policy(path)
+    assert str(error.value).startswith(f"{path}, line 11: a policy has no key 'categorys'; its keys are categories, ")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_depth_is_bounded_at_ten(tmp_path: Path) -> None:
+    path = tmp_path / "deep.yaml"
+    for depth, message in ((9, "a policy has no key 'a'"), (10, "more than 10 lists and mappings inside one another")):
+        path.write_text("a: " + "[" * depth + "]" * depth)
+        with pytest.raises(ConfigError, match=message):
+            read_policy(path)
+
+
 def test_special_words_are_ordinary_characters(tmp_path: Path) -> None:
     """For OpenAI's tokenizer each is one token, which hides all that follows; here they are counted as they read."""
     path = tmp_path / "p.yaml"

@@ -235,8 +235,10 @@ def _picture(generator: Generator, side: int) -> Tensor:
 
     with torch.no_grad():
         if isinstance(generator, Vector):
-            return generator(side)[0]
-        return torch.nn.functional.interpolate(generator(), (side, side), mode="bicubic", antialias=True)[0].clamp(0, 1)
+            return generator.forward(side)[0]
+        return torch.nn.functional.interpolate(generator.forward(), (side, side), mode="bicubic", antialias=True)[
+            0
+        ].clamp(0, 1)
 
 
 def _write(

@@ -161,8 +161,11 @@ class _Run:
         self.good = self._state()
 
     def images(self) -> Tensor:
-        is_transparent = isinstance(self.generator, Vector) and self.generator.background is None
-        return self.generator.layers() if is_transparent else self.generator()  # type: ignore[operator]
+        """(B, 3, H, W), or (B, 4, H, W) of what is transparent."""
+        if isinstance(self.generator, Vector) and self.generator.background is None:
+            return self.generator.layers()
+        images: Tensor = self.generator()
+        return images
 
     def advance(self) -> Tensor:
         """One step; the values (B,) before it."""

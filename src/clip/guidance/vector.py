@@ -13,11 +13,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from clip.errors import ConfigError, ShapeError
 from clip.guidance.generators import Generator
@@ -333,4 +332,5 @@ def _half_circle(centre: Tensor, radius: Tensor) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    unit: Tensor = vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    return unit

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import itertools
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -105,7 +105,6 @@ def _moderate(
     if not pictures:
         raise click.UsageError("there is nothing to moderate; name pictures, folders, or - for a list on stdin")
 
-    from clip.html_page import write_atomically
     from clip.moderation.audit import AuditLog
     from clip.moderation.moves import BlockedFolder
 
@@ -124,6 +123,7 @@ def _moderate(
                 for _ in verdicts:
                     pass
             else:
+                from clip.html_page import write_atomically
                 from clip.moderation.review_page import review_page
 
                 write_atomically(html, review_page(verdicts, rules, contents=run.where_it_is))
@@ -163,7 +163,7 @@ class _Run:
                 if verdict.error is not None:
                     with bar.paused():
                         say(verdict.error)
-                    self.failed += not _is_readable(verdict.path)
+                    self.failed += verdict.sha256 is None
                 if outcome is not None and not outcome.is_done:
                     fail(f"{verdict.path}: is not moved: {outcome.reason}")
                 with bar.paused():
@@ -229,19 +229,15 @@ class _Run:
 
 
 def _with_digest(verdict: Verdict) -> Verdict:
-    """A file that is no picture has bytes, too, by which a log can name it, and which may be moved."""
-    if verdict.error is None or verdict.sha256 is not None or not _is_readable(verdict.path):
+    """A file that is no picture has bytes, too, by which a log can name it, and which may be moved. None if there are
+    none: no file, or one that is closed to us."""
+    if verdict.error is None or verdict.sha256 is not None:
         return verdict
-    from clip.moderation.relocation import file_facts
-
-    with contextlib.suppress(OSError):
-        return dataclasses.replace(verdict, sha256=file_facts(Path(verdict.path))[1])
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a null character in the path
+        if os.path.isfile(verdict.path):  # noqa: PTH113  # a pipe would make us wait
+            with open(verdict.path, "rb") as file:  # noqa: PTH123
+                return dataclasses.replace(verdict, sha256=hashlib.file_digest(file, "sha256").hexdigest())
     return verdict
-
-
-def _is_readable(path: str) -> bool:
-    """Whether there are bytes to judge, even if they are no picture."""
-    return "\0" not in path and os.path.isfile(path) and os.access(path, os.R_OK)  # noqa: PTH113
 
 
 _WORDS = {"block": "blocked", "flag": "flagged", "allow": "allowed"}

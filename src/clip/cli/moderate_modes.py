@@ -277,11 +277,11 @@ def _fit(session: Session, given: dict[str, Any]) -> int:
         )
     if given["output"] is not None:
         fitted.save(given["output"])
-    if plot is not None:
+    print(json_line(fitted.to_dict()) if given["as_json"] else fit_text(fitted).rstrip("\n"), flush=True)
+    if plot is not None:  # last, since there may be nothing to plot
         from clip.moderation.fit_plot import save_fit_figure
 
         save_fit_figure(fitted, plot)
-    print(json_line(fitted.to_dict()) if given["as_json"] else fit_text(fitted).rstrip("\n"))
     if not session.quiet:
         if given["output"] is None:
             say("nothing is kept of it; pass --output FILE, and that file as --fitted when you moderate")

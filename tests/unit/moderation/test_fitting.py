@@ -21,8 +21,10 @@ from clip.moderation.fitted import Fitted
 from clip.moderation.fitting import fit, fit_measured, judge
 from clip.moderation.labels import Labels, read_labels
 from clip.moderation.measuring import measure
+from clip.moderation.moderator import Evidence, Moderator
 from clip.moderation.policy import Category, Policy, Target
 from clip.moderation.scores import Threshold
+from clip.moderation.views import Views
 
 POLICY = Policy(
     name="colours",
@@ -237,3 +239,47 @@ def test_plots(folder: Path, tmp_path: Path) -> None:
         save_fit_figure(fitted, tmp_path / "fit.jpg")
     with pytest.raises(ConfigError, match="no category was fitted"):
         fit_figure(dataclasses.replace(fitted, categories=fitted.categories[1:]))
+
+
+def test_a_moderator_decides_by_what_was_fitted(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[2] / "golden/moderation"
+    prompts = ("a beer mug", "a glass of wine", "a cocktail", "a sword", "a bomb", "a slot machine", "a syringe")
+    target = Target(measure="precision", value=0.8)
+    policy = Policy(name="goods", categories=(Category(name="restricted", prompts=prompts, target=target),))
+    with (golden / "labels.csv").open(newline="") as file, (tmp_path / "labels.csv").open("w", newline="") as written:
+        rows = csv.writer(written)
+        rows.writerow(("path", "category", "label"))
+        rows.writerows(
+            (golden / row["path"], "restricted", "01"[row["categories"] != ""]) for row in csv.DictReader(file)
+        )
+    moderator = Moderator.open(policy, views=Views.fast)
+    labels = read_labels(tmp_path / "labels.csv", policy)
+    fitted = fit(moderator, labels)
+    (restricted,) = fitted.categories
+    assert restricted.figures is not None and restricted.before is not None and restricted.threshold is not None
+    assert restricted.figures.f1 > restricted.before.f1
+
+    paths = [picture.path for picture in labels.pictures[:12]]
+    other = Moderator(
+        policy,
+        moderator.model,
+        moderator.preprocess,
+        model_fingerprint=moderator.model_fingerprint,
+        fitted=fitted,
+        views=Views.fast,
+    )
+    for verdict, (_, evidence) in zip(other.moderate(paths), moderator.evidence(paths), strict=True):
+        (finding,) = verdict.findings
+        assert isinstance(evidence, Evidence)
+        assert (finding.threshold, finding.threshold_origin) == fitted.threshold("restricted")
+        expected = fitted.score("restricted", float(evidence.contrasts[0]), evidence.embedding)
+        assert finding.score == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ConfigError, match="was fitted for views fast"):
+        Moderator(
+            policy,
+            moderator.model,
+            moderator.preprocess,
+            model_fingerprint=moderator.model_fingerprint,
+            fitted=fitted,
+            views=Views.standard,
+        )

@@ -362,9 +362,9 @@ def _in_anothers_palette(picture: Image.Image, chance: random.Random) -> bytes:
     image = _flat(picture).convert("L").point([i // 2 for i in range(256)])
     image = Image.frombytes("P", image.size, image.tobytes())
     image.putpalette([200] * (3 * 128))
-    plain = _file(image, "GIF", optimize=False)
+    plain = _file(image, "GIF", optimize=False, interlace=0)
     image.putpalette([level for i in range(128) for level in (2 * i,) * 3])
-    shown = _file(image, "GIF", optimize=False)
+    shown = _file(image, "GIF", optimize=False, interlace=0)
     return plain[:-1] + _gif_frame(shown) + b"\x3b"
 
 

@@ -13,6 +13,8 @@ _SAME = 32
 """Levels by which the ground may vary: compression and a little shade."""
 _EMPTY_SHARE = 0.95
 """Of a picture's border, from which on it is the ground of something in the middle."""
+_PAGE_SHARE = 0.6
+"""Of the border of what lies in a frame, from which on it is a page; what is on it may touch the frame."""
 _FULL_SHARE = 0.85
 """Of a side; what fills more of it has no margins worth cutting."""
 _BORDER_SHARE = 0.06
@@ -45,18 +47,34 @@ def without_margins(pixels: Pixels) -> Pixels | None:
         left, top, right, bottom = box
         ground = border_colour(pixels)
         pixels = pixels[top:bottom, left:right]
-        found = on_square(pixels, ground, border=round(_BORDER_SHARE * max(pixels.shape)))
+        inset = 1 + 2 * _step(pixels)  # more than what the box has too much
+        page = pixels[inset:-inset, inset:-inset]
+        if page.size and _is_empty(_border(page), share=_PAGE_SHARE):  # a page in a frame, whose margins are its own
+            pixels = page
+            found = on_square(page, border_colour(page))
+        else:
+            found = on_square(pixels, ground, border=round(_BORDER_SHARE * max(pixels.shape)))
     return found
+
+
+def _step(pixels: Pixels) -> int:
+    height, width = pixels.shape[:2]
+    return max(1, max(height, width) // _SAMPLED_SIDE)
+
+
+def _is_empty(border: Pixels, *, share: float = _EMPTY_SHARE) -> bool:
+    away = np.abs(border.astype(np.int16) - np.median(border, axis=0)).max(axis=1)
+    return bool(np.mean(away < _SAME) >= share)
 
 
 def _content(pixels: Pixels) -> tuple[int, int, int, int] | None:
     """Left, top, right and bottom of what differs from the border, where that is of one colour."""
     height, width = pixels.shape[:2]
-    step = max(1, max(height, width) // _SAMPLED_SIDE)
+    if not _is_empty(_border(pixels)):
+        return None
+    step = _step(pixels)
     sample = pixels[::step, ::step].astype(np.int16)
     ground = np.array(border_colour(pixels), np.int16)
-    if np.mean(np.abs(_border(pixels).astype(np.int16) - ground).max(axis=1) < _SAME) < _EMPTY_SHARE:
-        return None
     differs = np.abs(sample - ground).max(axis=2) >= _SAME
     rows, columns = (np.flatnonzero(differs.any(axis=axis)) for axis in (1, 0))
     if not len(rows):

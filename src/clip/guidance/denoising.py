@@ -68,7 +68,7 @@ def guided(
     scale: 0 gives what the denoiser gives, bit for bit.
     gradient: "through" differentiates the objective through the denoiser, which knows what else has to change with a
         pixel; it costs a backward pass and its memory. "straight" takes the clean picture for the noisy one with the
-        variance that is left, sigma² / (1 + sigma²) (Song et al. 2023, ΠGDM): cheap, good enough for latents.
+        variance that is left, sigma² / (1 + sigma²) (Song et al. 2023, ΠGDM): cheap, and far weaker.
     limit: the most that a picture moves, as root mean square over its pixels and in units of sigma: at 1 guidance is
         never stronger than the noise. What is larger is shortened, direction kept.
     to_unit_range: predicted clean pictures, or latents, → (B, 3, H, W) in [0, 1]; differentiable.

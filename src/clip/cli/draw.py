@@ -35,6 +35,7 @@ RATES = {"shapes": 0.012, "strokes": 0.01, "pixels": 0.1, "fourier": 0.1}
 class _Order:
     """What is to be drawn, and how."""
 
+    words: list[str]
     style: str
     shapes: int
     candidates: int
@@ -67,11 +68,11 @@ clip draw "a house" --against "a church" -o house.png --size 1024 --candidates 1
 @click.option("--style", type=click.Choice(STYLES), default="shapes", show_default=True, help="What to draw with.")
 @click.option("--against", multiple=True, metavar="TEXT", help="What it must not be taken for; may be repeated.")
 @click.option("--image", "images", multiple=True, metavar="FILE", help="A picture that it should resemble in kind.")
-@click.option("--shapes", type=click.IntRange(1, 64), default=4, show_default=True, help="Shapes or strokes, at most.")
+@click.option("--shapes", type=click.IntRange(1, 64), default=5, show_default=True, help="Shapes or strokes, at most.")
 @click.option(
-    "--candidates", type=click.IntRange(1, 64), default=8, show_default=True, help="Drawings begun; the best is kept."
+    "--candidates", type=click.IntRange(1, 64), default=16, show_default=True, help="Drawings begun; the best is kept."
 )
-@click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True, help="Of the gradient.")
+@click.option("--steps", type=click.IntRange(min=1), default=160, show_default=True, help="Of the gradient.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after this time with what there is.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed gives another picture.")
 @click.option("--size", type=click.IntRange(16, 4096), default=512, show_default=True, help="Pixels of a side.")
@@ -135,6 +136,7 @@ def command(
         tower=for_pocket() if model == "pocket" else None,
     )
     order = _Order(
+        words=" ".join(prompts).lower().split(),
         style=style,
         shapes=shapes,
         candidates=candidates,
@@ -185,13 +187,14 @@ def _draw(
 
     from clip.guidance.drawing import draw
     from clip.guidance.generators import Fourier, Pixels
-    from clip.guidance.sketch import sketch
+    from clip.guidance.sketch import COLOURS, sketch
     from clip.guidance.vector import Strokes
 
     side = min(max(resolution, 64), 256)
     if order.style == "shapes":
         return sketch(
             objective,
+            colours=[COLOURS[word] for word in order.words if word in COLOURS],
             shapes=order.shapes,
             candidates=order.candidates,
             steps=order.steps,

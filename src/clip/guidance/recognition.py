@@ -26,8 +26,8 @@ __all__ = ["CUTOUTS", "TEMPLATES", "Recognition", "rivals"]
 
 TEMPLATES = ("{}", "an emoji of a(n) {}")
 
-CUTOUTS = Cutouts(count=5, uncut=1, size=(0.9, 1.2), beyond=0.1, rotate=10, colour=0.15, noise=0.04, background=None)
-"""Gentle: a drawing is judged as a whole. Each shows another background through what is transparent."""
+CUTOUTS = Cutouts(count=4, uncut=1, size=(0.9, 1.2), beyond=0.1, rotate=10, colour=0.15, noise=0.04)
+"""Gentle: a drawing is judged as a whole. On white: for a background that changes, it would paint one of its own."""
 
 Tower = Callable[[Tensor], Tensor]
 """Pictures (B, 3, S, S) in [0, 1] → embeddings (B, E), unit norm."""
@@ -63,8 +63,8 @@ class Recognition:
         templates: Sequence[str] = TEMPLATES,
         cutouts: Cutouts = CUTOUTS,
         tower: Tower | None = None,
-        share: float = 0.6,
-        model_cutouts: int = 2,
+        share: float = 0.8,
+        model_cutouts: int = 1,
         scale: float = 25.0,
     ) -> None:
         if isinstance(prompts, str) or not prompts or not all(prompt.strip() for prompt in prompts):

@@ -5,14 +5,29 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from clip.guidance.drawing import Drawing, Step, Target, draw
 from clip.guidance.vector import Shapes
 
-__all__ = ["simplified", "sketch"]
+__all__ = ["COLOURS", "simplified", "sketch"]
+
+COLOURS = {
+    "red": (0.86, 0.13, 0.15),
+    "orange": (0.96, 0.55, 0.12),
+    "yellow": (0.99, 0.8, 0.2),
+    "green": (0.3, 0.65, 0.25),
+    "blue": (0.2, 0.5, 0.85),
+    "purple": (0.55, 0.3, 0.7),
+    "pink": (0.95, 0.55, 0.7),
+    "brown": (0.55, 0.35, 0.2),
+    "black": (0.12, 0.12, 0.12),
+    "white": (0.97, 0.97, 0.97),
+    "grey": (0.55, 0.55, 0.55),
+}
+"""Where shapes begin that are drawn for a prompt with the word."""
 
 _STARTS = 24
 """Random pictures for each candidate that sets out."""
@@ -23,11 +38,12 @@ _WORTH = 0.05
 def sketch(
     objective: Target,
     *,
-    shapes: int = 4,
+    colours: Sequence[tuple[float, float, float]] = (),
+    shapes: int = 5,
     points: int = 10,
-    candidates: int = 8,
+    candidates: int = 16,
     mirrored: float = 0.75,
-    steps: int = 200,
+    steps: int = 160,
     learning_rate: float = 0.012,
     size: int = 64,
     background: tuple[float, float, float] | None = None,
@@ -40,11 +56,12 @@ def sketch(
 ) -> tuple[Shapes, Drawing]:
     """The best of several drawings, one in the batch, and how it went.
 
+    colours: that the lower half of the shapes begin with; the others begin with any.
     candidates: that set out; after a quarter of the way half of them go on, after half of it a quarter.
     mirrored: share of the candidates that are symmetric. What one knows things by often is.
     See ``draw`` for the rest.
     """
-    generator = _start(objective, shapes, points, candidates, mirrored, size, background, seed)
+    generator = _start(objective, colours, shapes, points, candidates, mirrored, size, background, seed)
     drawing = draw(
         generator,
         objective,
@@ -84,6 +101,7 @@ def simplified(shapes: Shapes, objective: Target, *, worth: float = _WORTH, seed
 @torch.no_grad()
 def _start(
     objective: Target,
+    colours: Sequence[tuple[float, float, float]],
     shapes: int,
     points: int,
     candidates: int,
@@ -108,6 +126,9 @@ def _start(
             background=background,
             generator=random,
         )
+        for i, colour in enumerate((list(colours) * shapes)[: -(-shapes // 2)]):
+            near = torch.tensor(colour) + 0.05 * torch.randn(len(many.colours), 3, generator=random)
+            many.colours[:, i] = torch.logit(near, eps=0.03)
         values: list[torch.Tensor] = []
         images = many.layers() if background is None else many()
         for some in images.split(32):

@@ -27,6 +27,9 @@ __all__ = ["Outlines", "Shapes", "Strokes", "Vector", "coverage"]
 _MARGIN = 0.04
 """Of a picture, in units of the side: no point lies in it."""
 
+_SMOOTHING = 0.005
+"""How far each step draws a point to the middle of its neighbours: what is to stay a spike must be pulled."""
+
 _MOST_PIECES = 1024
 """Of one curve, whatever becomes of it."""
 
@@ -52,7 +55,7 @@ class Vector(Generator):
     points: nn.Parameter
     """(B, N, K, 2), in units of the side."""
 
-    rates: ClassVar[dict[str, float]] = {"colours": 7.0, "roundness": 6.0, "widths": 3.0}
+    rates: ClassVar[dict[str, float]] = {"colours": 3.0, "roundness": 6.0, "widths": 3.0}
     """How fast parameters are moved, in proportion to the points."""
 
     def __init__(self, size: int, background: tuple[float, float, float] | None) -> None:
@@ -92,7 +95,7 @@ class Vector(Generator):
         above = torch.cat([through[:, 1:], torch.ones_like(through[:, :1])], dim=1)
         colours = torch.einsum("bnhw,bnc->bchw", alphas * above, torch.sigmoid(self.colours))
         alpha = 1 - through[:, :1]
-        return torch.cat([colours / alpha.clamp(min=1e-6), alpha], dim=1)
+        return torch.cat([(colours / alpha.clamp(min=1e-6)).clamp(max=1), alpha], dim=1)  # rounding
 
     def kept(self, row: int, shapes: Tensor) -> Self:
         """Picture ``row`` alone, with these shapes (N,) of it."""
@@ -177,6 +180,12 @@ class Shapes(Vector):
         outlines = centres + circles * sizes * uniform(batch, count, 1, 2, low=0.7, high=1.3)
         colours = uniform(batch, count, 3, low=0.1, high=0.9)
         return cls(outlines, colours, is_mirrored=torch.arange(batch) < mirrored, size=size, background=background)
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        neighbours = (self.points.roll(1, dims=2) + self.points.roll(-1, dims=2)) / 2
+        self.points.lerp_(neighbours, _SMOOTHING)
+        super().constrain_()
 
     def curves(self) -> Tensor:
         own = _through(self.points, torch.sigmoid(self.roundness), is_closed=True)  # (B, N, K, 4, 2)

@@ -59,7 +59,7 @@ def without_margins(pixels: Pixels) -> Pixels | None:
 
 def _step(pixels: Pixels) -> int:
     height, width = pixels.shape[:2]
-    return max(1, max(height, width) // _SAMPLED_SIDE)
+    return max(1, int(max(height, width)) // _SAMPLED_SIDE)
 
 
 def _is_empty(border: Pixels, *, share: float = _EMPTY_SHARE) -> bool:

@@ -45,7 +45,7 @@ def costs(rounds: int) -> None:
     model, preprocess = clip.load("pocket", device="cpu")
     picture = torch.rand(1, 3, 224, 224)
     print("a gradient for a picture of 224 × 224 pixels")
-    for count, chunk_size in ((16, 64), (64, 64), (256, 64), (256, 16), (256, 256)):
+    for count, chunk_size in ((16, 64), (64, 16), (64, 64), (256, 16), (256, 64), (256, 256)):
         how = Cutouts(count=count)
         objective = Objective(model, preprocess, prompts=["a red heart"], cutouts=how, chunk_size=chunk_size)
         whole = seconds(lambda objective=objective: objective.value_and_gradient(picture), rounds)

@@ -55,12 +55,11 @@ def main() -> None:
         names = sorted({concept["label"] for concept in json.loads(options.names.read_text(encoding="utf-8")).values()})
     options.output.mkdir(parents=True, exist_ok=True)
 
-    work = [
-        (prompt, options.output / f"draw-{noun.replace(' ', '-')}", options.seed) for prompt, noun in PROMPTS.items()
-    ]
+    places = [options.output / f"draw-{noun.replace(' ', '-')}" for noun in PROMPTS.values()]
+    work = [(prompt, place, options.seed) for prompt, place in zip(PROMPTS, places, strict=True)]
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as workers:
         seconds = list(workers.map(_drawn, work))
-    files = [path.with_suffix(".png") for _, path, _ in work]
+    files = [place.with_suffix(".png") for place in places]
     ranks = [_ranks(judge, files, names) for judge in ["pocket", *([options.judge] if options.judge else [])]]
     print(
         "| prompt | processor seconds |"

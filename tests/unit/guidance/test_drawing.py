@@ -48,7 +48,8 @@ def _draw(shapes: Shapes, steps: int = 60, target: Towards | None = None, **opti
 
 
 def test_it_draws_a_known_picture() -> None:
-    shapes, seen = _shapes(), []
+    shapes = _shapes()
+    seen: list[Step] = []
     with torch.no_grad():
         before = float((shapes() - _goal()).square().mean(dim=(1, 2, 3)).min())
     drawing = _draw(shapes, 200, frames=5, frame_size=48, on_step=seen.append)
@@ -101,7 +102,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         _draw(_shapes(), 11, checkpoint=path)
     other = _shapes()
     with torch.no_grad():
-        other.points += 0.01
+        other.points.add_(0.01)
     with pytest.raises(CheckpointError, match="other settings"):
         _draw(other, 10, checkpoint=path)
     path.write_bytes(b"no checkpoint")

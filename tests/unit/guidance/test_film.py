@@ -26,7 +26,7 @@ def _frames(count: int = 6, side: int = 33) -> list[NDArray[np.uint8]]:
 def test_a_gif_runs_for_ever_and_keeps_its_colours(tmp_path: Path) -> None:
     write_gif(tmp_path / "a.gif", _frames(), seconds=1.2, last=1.0)
     with Image.open(tmp_path / "a.gif") as image:
-        assert (image.n_frames, image.info["loop"], image.size) == (6, 0, (33, 33))
+        assert (getattr(image, "n_frames", 1), image.info["loop"], image.size) == (6, 0, (33, 33))
         assert image.info["duration"] == 200
         for i, frame in enumerate(_frames()):
             image.seek(i)

@@ -22,9 +22,9 @@ def _random(kind: str, seed: int) -> Vector:
     else:
         picture = Shapes.random(5, mirrored=kind == "mirrored", generator=random)
         with torch.no_grad():
-            picture.roundness += 2 * torch.randn(picture.roundness.shape, generator=random)
+            picture.roundness.add_(2 * torch.randn(picture.roundness.shape, generator=random))
     with torch.no_grad():
-        picture.points += 0.03 * torch.randn(picture.points.shape, generator=random)
+        picture.points.add_(0.03 * torch.randn(picture.points.shape, generator=random))
     return picture
 
 
@@ -73,7 +73,8 @@ def test_the_gradient_is_that_of_finite_differences(kind: str) -> None:
     weights = torch.nn.functional.avg_pool2d(weights, 9, 1, 4)
 
     def value() -> torch.Tensor:
-        return (picture(32).double() * weights).sum()
+        total: torch.Tensor = (picture(32).double() * weights).sum()
+        return total
 
     gradients = torch.autograd.grad(value(), list(picture.parameters()))
     for parameter, gradient in zip(picture.parameters(), gradients, strict=True):
@@ -118,7 +119,7 @@ def test_kept_takes_one_picture_and_some_of_its_shapes() -> None:
 def test_a_step_far_outside_is_brought_back() -> None:
     picture = Shapes.random(2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        picture.points += 100
+        picture.points.add_(100)
     picture.constrain_()
     assert picture.points.max() < 1
     assert picture().isfinite().all()

@@ -308,7 +308,7 @@ def _other_wholes(look: Look, frame: int, turns: tuple[int, ...]) -> Iterator[Vi
         yield View(_named("whole, padded", look, frame), _kind(look, "whole"), frame, _squared(look.pixels))
     trimmed = without_margins(look.pixels)
     if trimmed is not None:
-        yield View(_named("trimmed", look, frame), _kind(look, "crop"), frame, trimmed)
+        yield View(_named("trimmed", look, frame), _kind(look, "whole"), frame, trimmed)
     whole = look.pixels if trimmed is None else trimmed
     for angle in turns:
         name = _named(f"turned by {angle}°", look, frame)

@@ -291,7 +291,7 @@ def _white_on_transparent(picture: Image.Image, chance: random.Random) -> bytes:
     return _file(white)
 
 
-@_attack("under transparency", "file", "its colours kept where a photograph's transparency says that nothing is")
+@_attack("under transparency", "file", "its colours kept where its transparency says that nothing is")
 def _under_transparency(picture: Image.Image, chance: random.Random) -> bytes:
     image = _flat(picture)
     image.putalpha(0)

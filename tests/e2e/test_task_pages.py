@@ -11,11 +11,15 @@ import pytest
 import clip
 
 ROOT = Path(__file__).parents[2]
+PAGES = (
+    *("classify", "encode", "evaluate", "inference", "probe", "queries", "search", "policies", "score"),
+    *("guidance-objective", "guidance-diffusion"),
+)
 POCKET = Path(clip.__path__[0]) / "pocket.safetensors"
 
 
 @pytest.mark.skipif(not POCKET.exists(), reason="pocket is not in this checkout")
-@pytest.mark.parametrize("page", ["classify", "encode", "evaluate", "inference", "probe", "queries", "search"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_python_of_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)

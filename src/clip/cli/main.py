@@ -1,6 +1,6 @@
 """The entry of the ``clip`` command: finds the verb, and turns every outcome into an exit status.
 
-0 done, 1 failed (one line on stderr), 2 wrong usage, 3 a negative verdict asked for with ``--check``, 130 interrupted.
+0 done, 1 failed (why, on stderr), 2 wrong usage, 3 a negative verdict asked for with ``--check``, 130 interrupted.
 Only click is imported here; torch is when a verb needs a model.
 """
 
@@ -25,8 +25,8 @@ from clip.errors import ClipError, ConfigError, choices
 __all__ = ["VERBS", "group", "main", "run"]
 
 VERBS = (
-    *("classify", "encode", "index", "search", "duplicates", "moderate", "train", "evaluate", "bench", "data"),
-    *("models", "convert", "export", "download"),
+    *("classify", "encode", "index", "search", "duplicates", "moderate", "draw", "score", "train", "evaluate", "bench"),
+    *("data", "models", "convert", "export", "download"),
 )
 """Each is a module of this package with a click command named ``command``, imported when it is asked for."""
 
@@ -113,7 +113,10 @@ def run(arguments: Sequence[str]) -> int:
 def _report(error: Exception, session: Session) -> int:
     if session.debug:
         traceback.print_exception(error)
-    if isinstance(error, ClipError | OSError):
+    if isinstance(error, ClipError):
+        for line in str(error).splitlines():  # of a policy all faults are told
+            say(f"error: {line}")
+    elif isinstance(error, OSError):
         say(f"error: {error}")
     elif isinstance(error, click.ClickException):
         say(f"error: {error.format_message()}")

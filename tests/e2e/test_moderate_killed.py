@@ -25,7 +25,7 @@ KILLS = 32
 
 # The command itself, with a moderator that needs no model: it blocks what says so.
 PROGRAM = """
-import hashlib, sys
+import hashlib, os, signal, sys, time
 from pathlib import Path
 from clip.cli import main, moderate_modes
 from clip.moderation.policy import Category, Policy
@@ -37,6 +37,7 @@ class Moderator:
 
     def moderate(self, paths, *, batch_size):
         for path in paths:
+            time.sleep(float(os.environ.get("SECONDS_A_PICTURE", 0)))
             try:
                 data = Path(path).read_bytes()
             except OSError as error:  # moved by a run beside this one
@@ -53,6 +54,7 @@ policy = Policy(name="test", categories=(Category(name="bad", prompts=("bad",), 
 moderate_modes.policy_of = lambda name: policy
 about = {"model": {"name": "none", "runtime": "none"}}
 moderate_modes.open_moderator = lambda session, rules, **given: (Moderator(rules), about)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without it
 sys.exit(main.run(sys.argv[1:]))
 """
 
@@ -216,7 +218,10 @@ def test_two_runs_at_once_are_killed_beside_each_other(place: Place) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_so_in_the_log(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_run_says_so_in_the_log(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECONDS_A_PICTURE", "0.05")  # so that it is not over before the signal comes
     place = Place(tmp_path / "home", tmp_path / "blocked")
     with place.moderate() as run:
         assert run.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -67,3 +68,36 @@ def test_the_search_finds_what_it_says(tmp_path: Path) -> None:
         if not said and place != made:
             assert "no picture is likely enough to match" in ran.stderr
     assert (len(searches), hits) == (2, 2)
+
+
+def _said_of(verb: str) -> tuple[str, list[str]]:
+    """The command of the README, and the lines below it."""
+    lines = next(block for block in _blocks("console") if f"$ clip {verb}" in block).splitlines()
+    [place] = [place for place, line in enumerate(lines) if line.startswith(f"$ clip {verb} ")]
+    below = itertools.takewhile(lambda line: not line.startswith("$"), lines[place + 1 :])
+    return re.split(r" {2,}#", lines[place].removeprefix("$ "))[0], list(below)
+
+
+def _ran(command: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """By bash, as a reader would; ``clip`` is the one of this interpreter."""
+    script = f'clip() {{ "{sys.executable}" -m clip "$@"; }}; {command}'
+    return subprocess.run(["bash", "-c", script], cwd=folder, check=True, capture_output=True, text=True)
+
+
+def test_the_policy_finds_what_it_says() -> None:
+    command, said = _said_of("moderate")
+    ran = _ran(command)
+    printed = [*ran.stdout.splitlines(), *ran.stderr.splitlines()]
+    for line, said_line in zip(printed, said, strict=True):
+        score = re.compile(r"\d\.\d\d")
+        assert score.sub("", line, count=1) == score.sub("", said_line, count=1)
+        for one, other in zip(score.findall(line)[:1], score.findall(said_line)[:1], strict=True):
+            assert abs(float(one) - float(other)) < 0.03  # bf16 or fp32
+
+
+def test_the_best_pictures_are_what_it_says() -> None:
+    command, said = _said_of("score")
+    for line, said_line in zip(_ran(command).stdout.splitlines(), said, strict=True):
+        assert line.split()[-1] == said_line.split()[-1]
+        if line.split()[0][0].isdigit():
+            assert abs(float(line.split()[0]) - float(said_line.split()[0])) < 0.01

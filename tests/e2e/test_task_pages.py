@@ -13,7 +13,7 @@ import clip
 ROOT = Path(__file__).parents[2]
 PAGES = (
     *("classify", "encode", "evaluate", "inference", "probe", "queries", "search", "policies", "score"),
-    *("guidance-objective", "guidance-diffusion"),
+    *("guidance", "guidance-objective", "guidance-diffusion", "moderation"),
 )
 POCKET = Path(clip.__path__[0]) / "pocket.safetensors"
 

@@ -74,7 +74,9 @@ def command(
     device: str | None,
     batch_size: int,
 ) -> int:
-    """Say how well each picture fits a text: CLIPScore, and with references RefCLIPScore (Hessel et al. 2021).
+    """Say how well each picture fits a text.
+
+    By CLIPScore, and with references RefCLIPScore (Hessel et al. 2021).
 
     PICTURES are files, folders (searched with the folders inside), quoted patterns, or - for a list of paths on stdin.
     With --captions the file names them. Published scores are those of ViT-B/32; scores of two models cannot be

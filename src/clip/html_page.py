@@ -183,7 +183,7 @@ def _laid_out(
 
 
 def readable(text: str) -> str:
-    """A file name for people: bytes that are not UTF-8 as ``\\xff``, and its control characters by their codes."""
+    """A file name or other text for people: bytes not UTF-8 as ``\\xff``, control characters by their codes."""
     shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
 

@@ -32,7 +32,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from clip.errors import ImageError
 from clip.image_headers import ImageHeader, exif_orientation, read_header
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "ImageSource", "read_image", "read_pixels"]
+__all__ = ["DECODER_ERRORS", "MAX_BYTES", "MAX_PIXELS", "ImageSource", "read_image", "read_pixels"]
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO
 """A path, the bytes of a file, or a file opened in binary mode, which is read from where it stands to its end."""
@@ -47,11 +47,11 @@ MAX_BYTES = 1 << 28
 # the largest difference to a full decode was 11 of 255 grey levels with 2, 5 with 3, 3 with 4 (docs/images.md).
 _REDUCTION_MARGIN = 3
 
-# What Pillow's decoders raise on malformed files, found by mutating files of each format.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError),
     *(AssertionError, MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
 )
+"""What Pillow's decoders raise on malformed files, found by mutating files of each format."""
 
 
 def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -194,7 +194,7 @@ def _decode_with_pillow(header: ImageHeader, max_pixels: int) -> tuple[Image.Ima
             return _to_rgb(image), orientation
     except ImageError:
         raise
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise ImageError(f"damaged or cut off ({type(error).__name__}: {error}); fetch or export it again") from error
 
 

@@ -27,7 +27,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from clip.errors import ImageError
 from clip.image_headers import read_header
-from clip.images import MAX_PIXELS, read_pixels
+from clip.images import DECODER_ERRORS, MAX_PIXELS, read_pixels
 
 __all__ = ["Frame", "Frames", "Patch", "Picture", "as_stored", "decode", "embedded_pictures", "find_frames"]
 
@@ -39,12 +39,6 @@ _MAX_PIECES = 1 << 17
 
 _MAX_EMBEDDED = 16
 """Beginnings of pictures inside a picture that are tried."""
-
-# What Pillow's decoders raise on malformed files, as in ``clip.images``.
-_DECODER_ERRORS = (
-    *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError),
-    *(AssertionError, MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
-)
 
 # Formats that may have transparency; what has none goes through ``read_pixels`` alone.
 _PLUGINS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
@@ -126,7 +120,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, shorter_side: int | Non
                 return _turned(picture, header.orientation)
     except ImageError:
         raise
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise ImageError(f"damaged or cut off ({type(error).__name__}: {error}); fetch or export it again") from error
     return Picture(read_pixels(data, max_pixels=max_pixels), orientation=header.orientation)
 

@@ -21,7 +21,7 @@ from clip.data.likeness import image_bytes
 from clip.data.shards import index_of, read_member
 from clip.data.tar_index import ShardIndex
 from clip.errors import ClipError
-from clip.html_page import page, thumbnail
+from clip.html_page import page, readable, thumbnail
 from clip.images import MAX_BYTES, read_pixels
 from clip.search.alike import Cluster
 from clip.search.query import parse
@@ -70,21 +70,21 @@ def search_page(results: Results, *, address: str) -> str:
             "facts": facts(hit.row),
             "count": len(hit.alike),
             "alike": [shown[path, _SMALL_SIDE] for path in hit.alike[:_MAX_SMALL]],
-            "names": [_readable(path) for path in hit.alike[_MAX_SMALL:_MAX_NAMES]],
+            "names": [readable(path) for path in hit.alike[_MAX_SMALL:_MAX_NAMES]],
             "not_named": max(0, len(hit.alike) - _MAX_NAMES),
         }
         for hit in results.hits
     ]
     return page(
-        _readable(results.query),
+        readable(results.query),
         _MACROS + _SEARCH,
         look=Markup(_LOOK),
         hits=hits,
         asked=[shown[path, _SMALL_SIDE] for path in pictures],
-        reason=_readable(results.reason or ""),
+        reason=readable(results.reason or ""),
         considered=results.considered,
         total=results.total,
-        address=_readable(address),
+        address=readable(address),
     )
 
 
@@ -117,14 +117,8 @@ def duplicates_page(clusters: Iterable[Cluster], *, address: str, most_clusters:
         counted=counted,
         others=others,
         freed=size_text(freed),
-        address=_readable(address),
+        address=readable(address),
     )
-
-
-def _readable(text: str) -> str:
-    """The text with bytes that are not UTF-8 as ``\\xff``, and no control characters, which a name may hold."""
-    readable = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in readable)
 
 
 def facts(row: Row) -> list[str]:
@@ -133,7 +127,7 @@ def facts(row: Row) -> list[str]:
     if row.width and row.height:
         known.append(f"{row.width} × {row.height}")
     if row.format:
-        known.append(_readable(row.format))
+        known.append(readable(row.format))
     if row.size_bytes is not None:
         known.append(size_text(row.size_bytes))
     if row.modified_ns is not None:
@@ -169,7 +163,7 @@ def _pictures(wanted: Iterable[_Wanted]) -> Mapping[_Wanted, _Picture]:
 
 def _named(wanted: _Wanted, problem: str = "not copied") -> _Picture:
     folder, name = os.path.split(wanted[0])
-    return _Picture(_readable(name or wanted[0]), _readable(folder), None, None, problem)
+    return _Picture(readable(name or wanted[0]), readable(folder), None, None, problem)
 
 
 def _copied(wanted: _Wanted) -> _Picture:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import hashlib
 import itertools
 import os
 import sys
@@ -157,7 +156,7 @@ class _Run:
 
         for paths in _groups(pictures, fail):
             wanted = (path for path in paths if self.blocked is None or path not in self.blocked)
-            for verdict in map(_with_digest, self.moderator.moderate(wanted, batch_size=batch_size)):
+            for verdict in self.moderator.moderate(wanted, batch_size=batch_size):
                 self.actions[verdict.action] += 1
                 outcome = self._follow(verdict)
                 if verdict.error is not None:
@@ -226,18 +225,6 @@ class _Run:
             say(f"{self.audit.path}: its last record is {self.audit.head}")
         if html is not None:
             say(f"{html}: written; open it in a browser")
-
-
-def _with_digest(verdict: Verdict) -> Verdict:
-    """A file that is no picture has bytes, too, by which a log can name it, and which may be moved. None if there are
-    none: no file, or one that is closed to us."""
-    if verdict.error is None or verdict.sha256 is not None:
-        return verdict
-    with contextlib.suppress(OSError, ValueError):  # ValueError: a null character in the path
-        if os.path.isfile(verdict.path):  # noqa: PTH113  # a pipe would make us wait
-            with open(verdict.path, "rb") as file:  # noqa: PTH123
-                return dataclasses.replace(verdict, sha256=hashlib.file_digest(file, "sha256").hexdigest())
-    return verdict
 
 
 _WORDS = {"block": "blocked", "flag": "flagged", "allow": "allowed"}

@@ -9,13 +9,14 @@ Pictures are read and cut into views in threads ahead of the model, which gets v
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import itertools
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +28,7 @@ from clip.features import encode_images
 from clip.moderation.policy import ACTIONS, SEVERITIES, Action, Category, Exemption, Policy
 from clip.moderation.scores import Judged, Looks, Scorer, Seen, Threshold, judged
 from clip.moderation.verdict import Finding, Verdict
-from clip.moderation.views import Looked, Views, views_of
+from clip.moderation.views import Looked, Views, bytes_of, views_of_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +138,7 @@ class Moderator:
 
     def _seen(self, sources: Iterable[ImageSource], batch_size: int, workers: int | None) -> Iterator[_Picture]:
         """Each picture once the model has seen all its views."""
-        with closing(_looked_at(sources, self.views, workers or _processors())) as looked_at:
+        with contextlib.closing(_looked_at(sources, self.views, workers or _processors())) as looked_at:
             is_more = True
             while is_more:
                 batches = _Batches(looked_at, most_waiting=4 * batch_size)
@@ -297,10 +298,17 @@ class _Picture:
         return self.error is not None or len(self.rows) == len(self.views)
 
 
+class _Unreadable(NamedTuple):
+    """Why a picture has no views, and its digest if its bytes could be read."""
+
+    error: ImageError
+    sha256: str | None
+
+
 class _Batches:
     """Views on their way through the model, and the pictures that they belong to."""
 
-    def __init__(self, looked_at: Iterator[tuple[ImageSource, Looked | ClipError]], most_waiting: int) -> None:
+    def __init__(self, looked_at: Iterator[tuple[ImageSource, Looked | _Unreadable]], most_waiting: int) -> None:
         self._looked_at = looked_at
         self._most_waiting = most_waiting
         self._waiting: deque[_Picture] = deque()
@@ -316,8 +324,8 @@ class _Batches:
                 self.is_end = True
                 return
             source, looked = found
-            if isinstance(looked, ClipError):
-                self._waiting.append(_Picture(source, error=looked))
+            if isinstance(looked, _Unreadable):
+                self._waiting.append(_Picture(source, sha256=looked.sha256, error=looked.error))
                 continue
             views = tuple(Seen(view.name, view.kind, view.frame) for view in looked.views)
             picture = _Picture(source, views, looked.frames, looked.notes, looked.sha256)
@@ -343,27 +351,45 @@ class _Batches:
 
 def _looked_at(
     sources: Iterable[ImageSource], how: Views, workers: int
-) -> Generator[tuple[ImageSource, Looked | ClipError]]:
+) -> Generator[tuple[ImageSource, Looked | _Unreadable]]:
     """The views of each picture, those of the next ones being cut meanwhile; or why there are none."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-views")
-    pending: deque[tuple[ImageSource, Future[Looked]]] = deque()
+    pending: deque[tuple[ImageSource, Future[Looked | _Unreadable]]] = deque()
     rest = iter(sources)
     try:
         while True:
             for source in itertools.islice(rest, 2 * workers - len(pending)):
-                pending.append((source, pool.submit(views_of, source, how)))
+                pending.append((source, pool.submit(_look, source, how)))
             if not pending:
                 return
             source, future = pending.popleft()
-            try:
-                looked = future.result()
-            except ImageError as error:
-                yield source, error
-            else:
-                del future  # or the views of this picture would stay while the next is looked at
-                yield source, looked
+            looked = future.result()
+            del future  # or the views of this picture would stay while the next is looked at
+            yield source, looked
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _look(source: ImageSource, how: Views) -> Looked | _Unreadable:
+    """What is no picture has bytes, too, by which a log can name it, and which may be moved."""
+    sha256 = None
+    try:
+        name, data = bytes_of(source)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return views_of_bytes(data, how, name=name)
+    except ImageError as error:
+        if sha256 is None and isinstance(source, (str, os.PathLike)):
+            sha256 = _digest(source)
+        return _Unreadable(error, sha256)
+
+
+def _digest(path: str | os.PathLike[str]) -> str | None:
+    """Of a file that may be too large to be held in memory; None if it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a null character in the path
+        if os.path.isfile(path):  # noqa: PTH113  # a pipe would make us wait
+            with open(path, "rb") as file:  # noqa: PTH123
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    return None
 
 
 def _processors() -> int:

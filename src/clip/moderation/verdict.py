@@ -61,9 +61,10 @@ class Verdict:
     model: str
     """Fingerprint of the model."""
     sha256: str | None = None
-    """Of the file's bytes; None if there were none to read."""
+    """Of the file's bytes, also if they are no picture; None if they could not be read: no file, one that is closed to
+    us, or a stream that fails or is longer than ``clip.images.MAX_BYTES``."""
     frames: int = 1
-    """How many frames were looked at."""
+    """That the file has, pages too, as far as could be told; how many of them were looked at is in the notes."""
     notes: tuple[str, ...] = ()
     """What a reviewer should know: writing over the picture, hidden pixels, frames that were passed over."""
     error: str | None = None

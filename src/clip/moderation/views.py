@@ -31,7 +31,7 @@ from clip.moderation.margins import border_colour, on_square, without_margins
 from clip.moderation.sampling import MostDifferent, evenly
 from clip.moderation.text_regions import find_writing, without_writing
 
-__all__ = ["PRESETS", "Looked", "View", "Views", "bytes_of", "views_of"]
+__all__ = ["PRESETS", "Looked", "View", "Views", "bytes_of", "views_of", "views_of_bytes"]
 
 Kind = Literal["whole", "turned", "crop", "tile", "without-text", "hidden"]
 
@@ -158,6 +158,11 @@ def views_of(source: ImageSource, how: Views = Views.standard) -> Looked:
     Raises ImageError for what cannot be read; an animation is read if any of its frames is.
     """
     name, data = bytes_of(source)
+    return views_of_bytes(data, how, name=name)
+
+
+def views_of_bytes(data: bytes, how: Views = Views.standard, *, name: str = "<bytes>") -> Looked:
+    """``views_of`` for bytes that were read; messages begin with the name."""
     try:
         found = _Found(find_frames(data), how)
         views = [*itertools.islice(_views(data, found, how), how.max_views + 1)]

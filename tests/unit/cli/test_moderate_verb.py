@@ -46,13 +46,15 @@ class StandIn:
 
     def moderate(self, paths: Iterable[str], *, batch_size: int = 32) -> Iterator[Verdict]:
         for path in paths:
+            sha256 = None
             try:
-                red, green, _ = Image.open(path).convert("RGB").getpixel((0, 0))  # type: ignore[misc]
                 sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+                red, green, _ = Image.open(path).convert("RGB").getpixel((0, 0))  # type: ignore[misc]
             except OSError:
                 reason = "no such file" if not os.path.lexists(path) else "not a picture"
                 error = f"{path}: {reason}"
-                yield Verdict(path=path, action="block", findings=(), policy="p", model="m", error=error)
+                facts: dict[str, Any] = {"policy": "p", "model": "m", "sha256": sha256, "error": error}
+                yield Verdict(path=path, action="block", findings=(), **facts)
                 continue
             knives = finding("knives", red / 255, "block" if red > 127 else "allow")
             beer = finding("beer", green / 255, "flag" if green > 127 else "allow")
@@ -411,6 +413,10 @@ def test_what_was_learned_is_plotted(clip_run: Run, model_file: str, rules: Path
     assert outcome.status == 0, outcome.err
     assert "100 pictures read" in outcome.out
     assert plot.read_text().startswith("<?xml")
+    absent = tmp_path / "absent" / "ours.svg"
+    outcome = clip_run("moderate", "--fit", tmp_path / "labels.csv", *words, "--plot", absent)
+    assert outcome.status != 0 and str(absent) in outcome.err
+    assert "100 pictures read" in outcome.out  # minutes of work are not lost with the figure
 
 
 def test_pictures_are_attacked(clip_run: Run, model_file: str, pictures: Path, rules: Path) -> None:

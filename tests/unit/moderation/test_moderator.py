@@ -105,7 +105,20 @@ def test_what_cannot_be_read_is_a_verdict_of_its_own(moderator_of: Build, pictur
     first, none, last = only(moderator, picture("beer"), tmp_path / "none.png", picture("gun"))
     assert (first.action, last.action) == ("flag", "block")
     assert none.path == os.fspath(tmp_path / "none.png") and none.findings == () and none.rule is None
-    assert none.action == "block" and "no such file" in none.error
+    assert none.action == "block" and "no such file" in none.error and none.sha256 is None
+
+
+def test_bytes_that_are_no_picture_have_a_digest(
+    moderator_of: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, large = tmp_path / "broken.png", tmp_path / "large.png"
+    broken.write_bytes(b"no picture")
+    large.write_bytes(bytes(1000))
+    monkeypatch.setattr("clip.moderation.views.MAX_BYTES", 999)
+    verdicts = only(moderator_of(POLICY), broken, b"no picture", large, bytes(1000), tmp_path)
+    assert all(verdict.error for verdict in verdicts)
+    short, long = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (broken, large))
+    assert [verdict.sha256 for verdict in verdicts] == [short, short, long, long, None]
 
 
 def test_features_that_are_not_finite_are_an_error_and_no_hit(moderator_of: Build, picture: Draw) -> None:

@@ -105,7 +105,7 @@ function details(picture) {
     element(
       "div",
       { class: "finding prints" },
-      element("p", {}, plural(picture.frames, "frame", "frames"), " looked at"),
+      element("p", {}, plural(picture.frames, "frame", "frames"), " in the file"),
       picture.sha256 === null ? null : element("p", {}, "file ", element("code", {}, picture.sha256)),
       element("p", {}, "policy ", element("code", {}, DATA.policy.fingerprint)),
       element("p", {}, "model ", element("code", {}, DATA.model)),

@@ -31,6 +31,7 @@ __all__ = [
     "DataError",
     "DownloadError",
     "ImageError",
+    "IndexNotFoundError",
     "MissingDependencyError",
     "ModelNotFoundError",
     "ShapeError",

@@ -70,7 +70,7 @@ clip draw "a house" --against "a church" -o house.png --size 1024 --candidates 1
 @click.option("--image", "images", multiple=True, metavar="FILE", help="A picture that it should resemble in kind.")
 @click.option("--shapes", type=click.IntRange(1, 64), default=5, show_default=True, help="Shapes or strokes, at most.")
 @click.option(
-    "--candidates", type=click.IntRange(1, 64), default=16, show_default=True, help="Drawings begun; the best is kept."
+    "--candidates", type=click.IntRange(1, 64), default=12, show_default=True, help="Drawings begun; the best is kept."
 )
 @click.option("--steps", type=click.IntRange(min=1), default=160, show_default=True, help="Of the gradient.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after this time with what there is.")
@@ -121,8 +121,8 @@ def command(
             f"{model}: an exported model gives no gradients; draw with the checkpoint that it was made of"
         )
 
-    from clip.guidance.outline_tower import for_pocket
     from clip.guidance.recognition import Recognition, rivals
+    from clip.guidance.robust_tower import for_pocket
 
     network, preprocess = options.load_model(session, model, device)
     network.eval()

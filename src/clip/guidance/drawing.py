@@ -42,6 +42,8 @@ class DrawingDivergedError(ClipError, RuntimeError):
 class Target(Protocol):
     """``Objective``, ``Recognition``, or a sum of them."""
 
+    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor: ...
+
     def value_and_gradient(
         self, images: Tensor, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]: ...
@@ -234,9 +236,7 @@ class _Run:
         """The best candidate alone is left; its value over cut-outs that no step saw."""
         held_out = torch.Generator().manual_seed(self.seed + 1_000_003)
         images = self.images()
-        values = torch.stack(
-            [self.objective.value_and_gradient(images, generator=held_out)[0] for _ in range(_HELD_OUT)]
-        ).mean(dim=0)
+        values = torch.stack([self.objective(images, generator=held_out) for _ in range(_HELD_OUT)]).mean(dim=0)
         best = int(torch.nan_to_num(values, nan=math.inf).argmin())
         if len(values) > 1:
             self._take(torch.tensor([best]))

@@ -141,7 +141,7 @@ class Objective:
         Raises ShapeError, and ImageError for values out of range or not finite: the pixels of a generator are to be
         brought into [0, 1] by itself, where a clamp would stop their gradients.
         """
-        images = self._checked(images)
+        images = self.checked(images)
         values = self._terms(images)
         for rows, views, share in self._chunks(images, generator):
             part = self._distances(images[rows], views) * share
@@ -153,7 +153,7 @@ class Objective:
 
         Memory is that of ``chunk_size`` cut-outs however many there are; the numbers are the same to rounding.
         """
-        leaf = self._checked(images.detach()).detach().requires_grad_()
+        leaf = self.checked(images.detach()).detach().requires_grad_()
         with torch.enable_grad():
             values = self._terms(leaf)
             if values.requires_grad:
@@ -173,8 +173,8 @@ class Objective:
         torch.autograd.backward(images, gradient)
         return values
 
-    def _checked(self, images: Tensor) -> Tensor:
-        """The pictures on the model's device, in fp32 or fp64."""
+    def checked(self, images: Tensor) -> Tensor:
+        """The pictures on the model's device, in fp32 or fp64; raises as a call does."""
         if images.ndim != 4 or images.shape[1] not in (3, 4) or 0 in images.shape:
             raise ShapeError(
                 f"images have shape {tuple(images.shape)}; (batch, 3, height, width) is expected, or 4 with alpha"
@@ -207,12 +207,12 @@ class Objective:
         with torch.autocast(self.device.type, enabled=False):
             pixels = views(images)  # (N, B, 3, S, S)
             count, batch = pixels.shape[:2]
-            embeddings = self._embeddings(pixels.flatten(0, 1))  # (N·B, E)
+            embeddings = self.embeddings(pixels.flatten(0, 1))  # (N·B, E)
             distances = _DISTANCES[self.distance](embeddings[:, None], self.targets.to(embeddings))  # (N·B, targets)
             return (distances @ self.weights.to(embeddings)).view(count, batch).mean(dim=0)
 
-    def _embeddings(self, pixels: Tensor) -> Tensor:
-        """(N, 3, S, S) in [0, 1] → (N, E), unit norm, of the dtype of the pixels."""
+    def embeddings(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) in [0, 1] → (N, E), unit norm, of the dtype of the pixels, differentiable in them."""
         mean, std = (pixels.new_tensor(value)[:, None, None] for value in (self.preprocess.mean, self.preprocess.std))
         pixels = (pixels - mean) / std
         is_half = self.model.dtype in (torch.float16, torch.bfloat16)

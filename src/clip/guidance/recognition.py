@@ -63,9 +63,9 @@ class Recognition:
         templates: Sequence[str] = TEMPLATES,
         cutouts: Cutouts = CUTOUTS,
         tower: Tower | None = None,
-        share: float = 0.8,
+        share: float = 0.9,
         model_cutouts: int = 1,
-        scale: float = 25.0,
+        scale: float = 10.0,
     ) -> None:
         if isinstance(prompts, str) or not prompts or not all(prompt.strip() for prompt in prompts):
             raise ConfigError(f"prompts are {prompts!r}; give a list of texts that are not empty")
@@ -94,7 +94,7 @@ class Recognition:
     def named(self, image: Tensor, *, top: int = 3) -> list[tuple[str, float]]:
         """What the model names a picture (3, H, W) in [0, 1], the best first: names and their probabilities."""
         views = Cutouts.none().draw(self._look.preprocess, image.shape[2], image.shape[1])
-        embedding = self._look._embeddings(views(self._look._checked(image[None])).flatten(0, 1))
+        embedding = self._look.embeddings(views(self._look.checked(image[None])).flatten(0, 1))
         probabilities = (self._look.model.logit_scale.exp().float() * embedding @ self.targets.T)[0].softmax(dim=0)
         values, places = probabilities.sort(descending=True, stable=True)
         names = (self.name, *self.rivals)
@@ -110,14 +110,14 @@ class Recognition:
 
     def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """(B,), differentiable. images: (B, 3, H, W) in [0, 1], or (B, 4, H, W) with alpha."""
-        images = self._look._checked(images)
+        images = self._look.checked(images)
         batch, _, height, width = images.shape
         views = self.cutouts.draw(self._look.preprocess, width, height, generator)
         pixels = views(images)  # (N, B, 3, S, S)
         values = images.new_zeros(batch)
         if self.share < 1:
             some = pixels[: self.model_cutouts].flatten(0, 1)
-            values = values + (1 - self.share) * self._surprise(self._look._embeddings(some), batch)
+            values = values + (1 - self.share) * self._surprise(self._look.embeddings(some), batch)
         if self.tower is not None and self.share:
             values = values + self.share * self._surprise(self.tower(pixels.flatten(0, 1)), batch)
         return values

@@ -41,8 +41,8 @@ def sketch(
     colours: Sequence[tuple[float, float, float]] = (),
     shapes: int = 5,
     points: int = 10,
-    candidates: int = 16,
-    mirrored: float = 0.75,
+    candidates: int = 12,
+    mirrored: float = 0.6,
     steps: int = 160,
     learning_rate: float = 0.012,
     size: int = 64,
@@ -85,7 +85,7 @@ def simplified(shapes: Shapes, objective: Target, *, worth: float = _WORTH, seed
     def value(picture: Shapes) -> float:
         random = torch.Generator().manual_seed(seed + 2_000_003)
         images = picture.layers() if picture.background is None else picture()
-        return float(torch.stack([objective.value_and_gradient(images, generator=random)[0] for _ in range(3)]).mean())
+        return float(torch.stack([objective(images, generator=random) for _ in range(3)]).mean())
 
     now = value(shapes)
     while (count := shapes.points.shape[1]) > 1:
@@ -132,7 +132,7 @@ def _start(
         values: list[torch.Tensor] = []
         images = many.layers() if background is None else many()
         for some in images.split(32):
-            values.append(objective.value_and_gradient(some, generator=torch.Generator().manual_seed(seed))[0])
+            values.append(objective(some, generator=torch.Generator().manual_seed(seed)))
         best = torch.cat(values).argsort(stable=True)[:wanted]
         chosen += [many.kept(int(row), torch.arange(shapes)) for row in best]
     start = chosen[0]

@@ -21,6 +21,9 @@ class Towards:
     def __init__(self, goal: Tensor, noise: float = 0.02, not_finite_at: frozenset[int] = frozenset()) -> None:
         self.goal, self.noise, self.not_finite_at, self.calls = goal, noise, not_finite_at, 0
 
+    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        return self.value_and_gradient(images, generator=generator)[0]
+
     def value_and_gradient(self, images: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         self.calls += 1
         goal = self.goal + self.noise * torch.randn(self.goal.shape, generator=generator)

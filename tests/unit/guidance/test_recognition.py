@@ -8,8 +8,9 @@ import torch
 import clip
 from clip.errors import ConfigError
 from clip.guidance.cutouts import Cutouts
-from clip.guidance.outline_tower import for_pocket, outline_features
+from clip.guidance.outline_tower import outline_features
 from clip.guidance.recognition import Recognition, rivals
+from clip.guidance.robust_tower import for_pocket
 from clip.images import read_pixels
 from clip.model import CLIP
 from clip.preprocess import Preprocess

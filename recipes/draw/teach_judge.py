@@ -2,7 +2,7 @@
 
 python recipes/draw/teach_judge.py --work build/pocket --output tests/golden/draw/judge.safetensors
 
-A small network that knows no words: it names a picture by one of some four hundred names, learned from coloured
+A small network that knows no words: it names a picture by one of some 250 names, learned from coloured
 drawings of them. It shares no weights, no architecture and no objective with what leads a drawing, only the pictures
 that all of them learned from. Some five minutes on two cores. The held-out style of pocket (Noto) judges the judge.
 """
